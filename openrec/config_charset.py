@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -80,10 +81,11 @@ def resolve_charset(config: Mapping[str, Any]) -> Charset:
             )
     if problems:
         raise ConfigError("\n".join(problems))
-    path = section.get("character_dict_path") or None
-    return Charset.load(
-        None if path is None else find_dictionary(str(path)), bool(section.get("use_space_char", False))
-    )
+    path, space = section.get("character_dict_path") or None, bool(section.get("use_space_char", False))
+    if path is None:
+        return Charset.load(None, space)
+    charset = Charset.load(find_dictionary(str(path)), space)
+    return dataclasses.replace(charset, source=str(path))
 
 
 def find_dictionary(path: str) -> str:

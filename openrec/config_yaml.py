@@ -111,10 +111,15 @@ class _Builder:
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, place)
             if isinstance(node, yaml.SequenceNode):
+                self._refuse_tag(node, "seq")
                 return [self.build(child, (*place, i)) for i, child in enumerate(node.value)]
             return self._scalar(node)
         finally:
             self.open.discard(id(node))
+
+    def _refuse_tag(self, node: yaml.Node, plain: str) -> None:
+        if node.tag != f"tag:yaml.org,2002:{plain}":
+            raise ConfigError(f"{self.name}, {_mark(node)}: the tag {node.tag} is refused; only plain YAML is read.")
 
     def _scalar(self, node: yaml.Node) -> Any:
         try:
@@ -123,8 +128,7 @@ class _Builder:
             raise ConfigError(f"{self.name}, {_mark(node)}: {_short(error)}") from error
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[Any, Any]:
-        if node.tag != "tag:yaml.org,2002:map":
-            raise ConfigError(f"{self.name}, {_mark(node)}: the tag {node.tag} is refused; only plain YAML is read.")
+        self._refuse_tag(node, "map")
         if id(node) not in self.flat:
             self._refuse_repeats(node)
             self._flatten(node)

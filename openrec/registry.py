@@ -124,6 +124,7 @@ TOLERATED: dict[str, tuple[str, ...]] = {
         "main_indicator", "is_filter", "is_lower", "ignore_space", "stream", "with_ratio", "max_len", "max_ratio",
     ),
     "encoder": ("local_k",),
+    "decoder": ("max_len",),
 }  # fmt: skip
 
 _warned: set[tuple[str, str]] = set()
