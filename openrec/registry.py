@@ -24,7 +24,8 @@ from openrec.errors import ConfigError
 logger = logging.getLogger("openrec")
 
 _E, _D = "openrec.modeling.encoders.", "openrec.modeling.decoders."
-_RATIO, _RESIZE, _LABEL = "openrec.data.ratio_dataset:", "openrec.preprocess.resize:", "openrec.preprocess.label_encode:"
+_RATIO = "openrec.data.ratio_dataset:"
+_RESIZE, _LABEL = "openrec.preprocess.resize:", "openrec.preprocess.label_encode:"
 _POST, _LR = "openrec.postprocess.", "openrec.optimizer.schedulers:"
 
 TABLE: dict[str, dict[str, str]] = {
@@ -106,6 +107,26 @@ TABLE: dict[str, dict[str, str]] = {
     },
 }
 
+# Keys that OpenOCR's YAMLs use with some class of a section and that its other classes swallow: a
+# class that does not name one accepts it with one warning.
+TOLERATED: dict[str, tuple[str, ...]] = {
+    "dataset": (
+        "data_dir_list", "data_dir", "label_file_list", "delimiter", "ratio_list", "ds_width", "padding",
+        "padding_rand", "padding_doub", "base_shape", "base_h", "syn", "ceil", "filter_label", "ext_op_transform_idx",
+    ),
+    "sampler": (
+        "scales", "first_bs", "fix_bs", "divided_factor", "is_training", "max_ratio", "max_bs", "seed", "ratio_wh",
+        "max_w",
+    ),
+    "op": ("max_text_length", "character_dict_path", "use_space_char", "padding"),
+    "postprocess": ("character_dict_path", "use_space_char", "with_ratio"),
+    "metric": (
+        "main_indicator", "is_filter", "is_lower", "ignore_space", "stream", "with_ratio", "max_len", "max_ratio",
+    ),
+    "encoder": ("local_k",),
+    "decoder": ("max_len",),
+}  # fmt: skip
+
 _warned: set[tuple[str, str]] = set()
 
 
@@ -141,29 +162,37 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def _known_keys(target: Any) -> tuple[dict[str, inspect.Parameter], tuple[str, ...], dict[str, str]]:
-    return parameters(target), tuple(getattr(target, "ignored_keys", ())), dict(getattr(target, "key_aliases", {}))
+def _known_keys(target: Any, section: Any) -> tuple[dict[str, inspect.Parameter], tuple[str, ...], dict[str, str]]:
+    tolerated = TOLERATED.get(section, ()) if isinstance(section, str) else ()
+    ignored = (*getattr(target, "ignored_keys", ()), *tolerated)
+    return parameters(target), ignored, dict(getattr(target, "key_aliases", {}))
 
 
-def check_keys(target: Any, config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> list[str]:
+def check_keys(
+    target: Any, config: Mapping[str, Any], where: str, given: Iterable[str] = (), section: Any = ""
+) -> list[str]:
     """Problems of ``config`` as arguments of ``target``: unknown keys, missing required ones, nested configs.
 
     Args:
         given: names of parameters that the caller will supply itself.
+        section: the table that ``target`` comes from, for the keys tolerated there.
     """
-    known, ignored, aliases = _known_keys(target)
+    known, ignored, aliases = _known_keys(target, section)
     problems = []
     for key, value in config.items():
         if key == "name" and "name" not in known:
             continue
-        if key in ignored or aliases.get(key) in known:
+        if key in ignored and key not in known:
+            warn_once(target.__name__, key, f"{where}.{key} is accepted and has no effect in {target.__name__}.")
+            continue
+        if aliases.get(key) in known:
             continue
         if key not in known:
             problems.append(f'{where}.{key}: {target.__name__} has no such key.{nearest(key, known)}')
             continue
-        section = getattr(target, "nested", {}).get(key)
-        if section is not None and value is not None:
-            problems += check(section, value, f"{where}.{key}", given)
+        inner = getattr(target, "nested", {}).get(key)
+        if inner is not None and value is not None:
+            problems += check(inner, value, f"{where}.{key}", given)
     present = set(config) | {aliases[k] for k in config if k in aliases} | set(given)
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in present:
@@ -175,14 +204,15 @@ def check(section: Any, config: Any, where: str, given: Iterable[str] = ()) -> l
     """Problems of a ``{name: ..., **arguments}`` mapping, without building anything."""
     if not isinstance(config, Mapping):
         return [f"{where}: expected a mapping with a name and its arguments, got {config!r}."]
+    target = section
     if isinstance(section, str):
         if "name" not in config:
             return [f"{where}.name: missing. Known: {', '.join(names(section))}."]
         try:
-            section = resolve(section, config["name"], where)
+            target = resolve(section, config["name"], where)
         except ConfigError as error:
             return [str(error)]
-    return check_keys(section, config, where, given)
+    return check_keys(target, config, where, given, section)
 
 
 def build(section: str, config: Mapping[str, Any], where: str = "", **context: Any) -> Any:
@@ -198,27 +228,26 @@ def build(section: str, config: Mapping[str, Any], where: str = "", **context: A
     if not isinstance(config, Mapping) or "name" not in config:
         raise ConfigError(f"{where}: expected a mapping with the key 'name', got {config!r}.")
     target = resolve(section, config["name"], where)
-    return call(target, {k: v for k, v in config.items() if k != "name"}, where, **context)
+    arguments = {k: v for k, v in config.items() if k != "name"}
+    return call(target, arguments, where, section, **context)
 
 
-def call(target: Any, arguments: Mapping[str, Any] | None, where: str, **context: Any) -> Any:
+def call(target: Any, arguments: Mapping[str, Any] | None, where: str, section: str = "", **context: Any) -> Any:
     """``target(**arguments)`` with the checks of ``build`` for a class that is already known."""
     arguments = dict(arguments or {})
-    known, ignored, aliases = _known_keys(target)
-    problems = check_keys(target, arguments, where, given=context)
+    known, ignored, aliases = _known_keys(target, section)
+    problems = check_keys(target, arguments, where, context, section)
     if problems:
         raise ConfigError("\n".join(problems))
     kwargs = {k: v for k, v in context.items() if k in known}
     for key, value in arguments.items():
-        if key in ignored and key not in known:
-            warn_once(where, key, f"{where}.{key} is accepted and has no effect in {target.__name__}.")
-        else:
+        if key in known or key not in ignored:
             kwargs[aliases.get(key, key) if key not in known else key] = value
     return target(**kwargs)
 
 
 def warn_once(where: str, key: str, message: str) -> None:
-    """Log ``message`` the first time this process meets ``(where, key)``."""
+    """Log ``message`` the first time this process meets ``(where, key)``; ``where`` is a place or a class."""
     if (where, key) not in _warned:
         _warned.add((where, key))
         logger.warning(message)

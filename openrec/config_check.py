@@ -1,0 +1,392 @@
+"""Is a config one that can run? Answered from signatures alone, before any data is read.
+
+``check_config`` collects every problem it finds into one ``ConfigError``: unknown sections, names and
+keys (with the nearest match), missing ones, values of the wrong kind, transform lists, and parts that
+do not fit together (GTC heads, sub-string lengths).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openrec import config_schema as schema
+from openrec import registry
+from openrec.config_charset import resolve_charset
+from openrec.errors import ConfigError
+
+
+def check_config(config: Mapping[str, Any], mode: str = "train") -> None:
+    """Raise one ``ConfigError`` that lists everything wrong with ``config``.
+
+    Args:
+        config: what ``load_config`` returned.
+        mode: ``train`` looks at all sections; ``eval`` at those that evaluation and inference use.
+    """
+    problems = _sections(config, mode)
+    if not isinstance(config.get("Global"), Mapping):
+        raise _error(config, problems)
+    problems += _global(config["Global"], mode)
+    if isinstance(config.get("Architecture"), Mapping):
+        problems += _architecture(config["Architecture"])
+    for name, section in (("PostProcess", "postprocess"), ("Metric", "metric")):
+        if isinstance(config.get(name), Mapping):
+            problems += named(section, config[name], name)
+    if mode == "train":
+        problems += _training(config)
+    for name in ("Train", "Eval") if mode == "train" else ("Eval",):
+        if isinstance(config.get(name), Mapping):
+            problems += _data(config[name], name)
+    if isinstance(config.get("Export"), Mapping):
+        problems += _keys(config["Export"], schema.EXPORT, "Export")
+    if not problems:
+        problems += _fit(config, mode)
+    problems += _characters(config)
+    if problems:
+        raise _error(config, problems)
+
+
+def _error(config: Mapping[str, Any], problems: Sequence[str]) -> ConfigError:
+    name = config.get("config") or "config"
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ConfigError(
+        f"{name}: {count}\n" + "\n".join(f"  - {line}" for text in problems for line in text.split("\n"))
+    )
+
+
+def _characters(config: Mapping[str, Any]) -> list[str]:
+    try:
+        resolve_charset(config)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _keys(config: Mapping[str, Any], keys: Mapping[str, schema.Key], where: str) -> list[str]:
+    """Unknown keys, wrong kinds and missing keys of a section with a fixed table; warns about ignored ones."""
+    unknown = [f"{where}.{k}: no such key.{registry.nearest(k, keys)}" for k in config if k not in keys]
+    for name, key in keys.items():
+        if key.ignored and config.get(name) is not None:
+            registry.warn_once(where, name, f"{where}.{name} is accepted and has no effect: {key.meaning}.")
+    return unknown + schema.problems_of(config, keys, where)
+
+
+def _sections(config: Mapping[str, Any], mode: str) -> list[str]:
+    problems = [
+        f"{k}: no such section.{registry.nearest(k, schema.SECTIONS)}" for k in config if k not in schema.SECTIONS
+    ]
+    needed = schema.NEEDED_BY_MODE[mode]
+    for name, key in schema.SECTIONS.items():
+        value = config.get(name)
+        test, wording = schema.KINDS[key.kind]
+        if value is None:
+            if name in needed:
+                action = "train" if mode == "train" else "evaluate"
+                problems.append(f"{name}: missing. To {action}, a config needs it: {key.meaning}.")
+        elif not test(value):
+            problems.append(f"{name}: expected {wording}, got {value!r}.")
+    return problems
+
+
+def _global(section: Mapping[str, Any], mode: str) -> list[str]:
+    keys = dict(schema.GLOBAL)
+    if mode != "train" and "epoch_num" not in section:
+        del keys["epoch_num"]
+    problems = _keys(section, keys, "Global")
+    for name in ("pretrained_model", "checkpoints"):
+        path = section.get(name)
+        if isinstance(path, str) and path and not Path(path).expanduser().exists():
+            problems.append(
+                f'Global.{name}: "{path}" not found (working directory: {Path.cwd()}). '
+                "Correct the path, or set it to null to start from new weights."
+            )
+    return problems
+
+
+def _architecture(section: Mapping[str, Any]) -> list[str]:
+    problems = _keys(section, schema.ARCHITECTURE, "Architecture")
+    for name in ("Transform", "Encoder", "Decoder"):
+        if isinstance(section.get(name), Mapping):
+            problems += named(name.lower(), section[name], f"Architecture.{name}")
+    return problems
+
+
+def _training(config: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if isinstance(config.get("Loss"), Mapping):
+        problems += named("loss", config["Loss"], "Loss")
+    if isinstance(config.get("LRScheduler"), Mapping):
+        problems += named("scheduler", config["LRScheduler"], "LRScheduler")
+    if isinstance(config.get("Optimizer"), Mapping):
+        problems += _optimizer(config["Optimizer"])
+    return problems
+
+
+def optimizer_names() -> list[str]:
+    """The optimizers of torch."""
+    import torch
+
+    return sorted(
+        n
+        for n, c in vars(torch.optim).items()
+        if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer
+    )
+
+
+def _optimizer(section: Mapping[str, Any]) -> list[str]:
+    import torch
+
+    problems = schema.problems_of(section, schema.OPTIMIZER_EXTRA, "Optimizer")
+    name = section.get("name")
+    if not isinstance(name, str):
+        return problems
+    known = optimizer_names()
+    if name not in known:
+        return [*problems, f'Optimizer.name: torch.optim has no "{name}".{registry.nearest(name, known)}']
+    parameters = registry.parameters(getattr(torch.optim, name))
+    allowed = (set(parameters) - {"params"}) | set(schema.OPTIMIZER_EXTRA)
+    for key, value in section.items():
+        if key not in allowed:
+            problems.append(f"Optimizer.{key}: {name} has no such key.{registry.nearest(key, allowed)}")
+        elif key in parameters and key not in schema.OPTIMIZER_EXTRA:
+            default = parameters[key].default
+            if schema.quoted_number_hint(value) and not isinstance(default, str):
+                problems.append(f"Optimizer.{key}: expected a number, got {value!r}{schema.quoted_number_hint(value)}.")
+    return problems
+
+
+# ---- data ------------------------------------------------------------------------------------------
+
+
+def _data(section: Mapping[str, Any], where: str) -> list[str]:
+    problems = _keys(section, schema.DATA, where)
+    loader, dataset, sampler = section.get("loader"), section.get("dataset"), section.get("sampler")
+    if isinstance(loader, Mapping):
+        problems += _keys(loader, schema.LOADER, f"{where}.loader")
+    if isinstance(dataset, Mapping):
+        problems += _dataset(dataset, f"{where}.dataset")
+    if isinstance(sampler, Mapping):
+        problems += named("sampler", sampler, f"{where}.sampler")
+        _warn_unused_beside_sampler(sampler, loader if isinstance(loader, Mapping) else {}, where)
+    return problems
+
+
+def _warn_unused_beside_sampler(sampler: Mapping[str, Any], loader: Mapping[str, Any], where: str) -> None:
+    for key in ("batch_size_per_card", "drop_last"):
+        if key in loader:
+            at = f"{where}.loader"
+            registry.warn_once(
+                at, key, f"{at}.{key} has no effect: {where}.sampler ({sampler.get('name')}) makes the batches."
+            )
+    scales = sampler.get("scales")
+    if sampler.get("name") == "RatioSampler" and isinstance(scales, Sequence) and len(scales) > 1:
+        at = f"{where}.sampler"
+        registry.warn_once(at, "scales", f"{at}.scales: RatioSampler uses the first of the {len(scales)} entries only.")
+
+
+def _dataset(dataset: Mapping[str, Any], where: str) -> list[str]:
+    ops = dataset.get("transforms")
+    problems = named("dataset", {k: v for k, v in dataset.items() if k != "transforms"}, where)
+    if not isinstance(ops, Sequence) or isinstance(ops, str) or not ops:
+        return [
+            *problems,
+            f"{where}.transforms: expected a list of transforms such as - KeepKeys: {{keep_keys: "
+            f"[image, label, length]}}, got {ops!r}.",
+        ]
+    found = []
+    for i, op in enumerate(ops):
+        at = f"{where}.transforms.{i}"
+        if not isinstance(op, Mapping) or len(op) != 1:
+            problems.append(
+                f"{at}: expected one name with its arguments, e.g. - DecodeImagePIL: {{img_mode: RGB}}, got {op!r}."
+            )
+            continue
+        ((name, arguments),) = op.items()
+        found.append(name)
+        problems += named(
+            "op",
+            {"name": name, **(arguments or {})} if isinstance(arguments or {}, Mapping) else arguments,
+            f"{at}.{name}",
+            shown=at,
+        )
+    if found and found[-1] != "KeepKeys" and len(found) == len(ops):
+        problems.append(
+            f"{where}.transforms: the last one must be KeepKeys (it makes the list that the model gets), "
+            f"it is {found[-1]}."
+        )
+    return problems
+
+
+# ---- named parts and the kinds of their arguments ---------------------------------------------------
+
+
+def named(section: Any, config: Any, where: str, shown: str = "") -> list[str]:
+    """Problems of one ``{name: ..., **arguments}`` mapping, or of a nested mapping of a known class.
+
+    Args:
+        section: a section of the registry, or a class.
+        shown: the place of the name itself where it is not ``where``.
+    """
+    if not isinstance(config, Mapping):
+        return [f"{where}: expected a mapping with a name and its arguments, got {config!r}."]
+    target = section
+    if isinstance(section, str):
+        if "name" not in config:
+            return [f"{where}.name: missing. Known: {', '.join(registry.names(section))}."]
+        try:
+            target = registry.resolve(section, config["name"], shown or where)
+        except ConfigError as error:
+            return [str(error)]
+    nested = getattr(target, "nested", {})
+    plain = {k: v for k, v in config.items() if k not in nested}
+    kind = section if isinstance(section, str) else ""
+    given = schema.CONTEXT_KEYS | set(nested) & set(config)
+    problems = registry.check_keys(target, plain, where, given=given, section=kind)
+    problems += _argument_kinds(target, plain, where)
+    for key, inner in nested.items():
+        if config.get(key) is not None:
+            problems += named(inner, config[key], f"{where}.{key}")
+    return problems
+
+
+def _argument_kinds(target: Any, config: Mapping[str, Any], where: str) -> list[str]:
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        return []  # annotations that cannot be evaluated say nothing about kinds
+    known = registry.parameters(target)
+    problems = []
+    for key, value in config.items():
+        if key in hints and key in known and not fits(value, hints[key]):
+            problems.append(
+                f"{where}.{key}: expected {_wording(hints[key])}, got {value!r}{schema.quoted_number_hint(value)}."
+            )
+    return problems
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can be what an annotation asks for; unknown annotations accept anything."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, h) for h in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and value == int(value)
+        )
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint in (str, Path):
+        return isinstance(value, str)
+    base = origin or hint
+    if not inspect.isclass(base):
+        return True
+    if issubclass(base, Mapping):
+        return isinstance(value, Mapping)
+    if issubclass(base, (Sequence, Iterable)) and base is not str:
+        elements = inner[0] if inner and (base is not tuple or len(set(inner) - {...}) == 1) else Any
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(fits(v, elements) for v in value)
+    return True
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+
+
+def _wording(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_wording(h) for h in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(str(v) for v in typing.get_args(hint))
+    base = typing.get_origin(hint) or hint
+    if inspect.isclass(base) and issubclass(base, Mapping):
+        return "a mapping"
+    if inspect.isclass(base) and base not in _WORDS and issubclass(base, Iterable):
+        inner = [h for h in typing.get_args(hint) if h is not ...]
+        return f"a list of ({_wording(inner[0])})" if inner else "a list"
+    return _WORDS.get(base, getattr(base, "__name__", str(base)))
+
+
+# ---- parts that must fit together -------------------------------------------------------------------
+
+
+def _fit(config: Mapping[str, Any], mode: str) -> list[str]:
+    decoder, post = config["Architecture"]["Decoder"], config["PostProcess"]
+    metric, loss = config["Metric"], config.get("Loss") or {}
+    is_gtc, gtc_post = decoder["name"] == "GTCDecoder", post["name"] == "GTCLabelDecode"
+    both = is_gtc and bool(decoder.get("infer_gtc", False))
+    problems = []
+    if both and not gtc_post:
+        problems.append(
+            f"PostProcess.name: Architecture.Decoder has infer_gtc: True and gives two predictions, which "
+            f"GTCLabelDecode reads, not {post['name']}."
+        )
+    if is_gtc and not both and gtc_post:
+        problems.append(
+            "PostProcess.name: GTCLabelDecode needs two predictions, but Architecture.Decoder.infer_gtc is False: "
+            "set infer_gtc: True, or use CTCLabelDecode for the CTC branch alone."
+        )
+    if not is_gtc and gtc_post:
+        problems.append(f"PostProcess.name: GTCLabelDecode goes with GTCDecoder, not with {decoder['name']}.")
+    if (metric["name"] == "RecGTCMetric") != (gtc_post and not post.get("only_gtc", False)):
+        problems.append(
+            f"Metric.name: {metric['name']} does not go with PostProcess {post['name']}: RecGTCMetric scores the "
+            "pair of results of GTCLabelDecode, the other metrics one result."
+        )
+    if mode == "train":
+        problems += _fit_training(config, decoder, loss, is_gtc, both)
+    return problems
+
+
+def _fit_training(config: Mapping[str, Any], decoder: Any, loss: Any, is_gtc: bool, both: bool) -> list[str]:
+    problems = []
+    if is_gtc and not both:
+        problems.append(
+            "Architecture.Decoder.infer_gtc: False builds the CTC branch alone, which is for evaluation and "
+            "deployment. Set infer_gtc: True to train."
+        )
+    if is_gtc != (loss["name"] == "GTCLoss"):
+        problems.append(
+            f"Loss.name: {loss['name']} does not go with {decoder['name']}; GTCLoss and GTCDecoder belong together."
+        )
+    guide = decoder.get("svtr_encoder") or {}
+    if decoder["name"] == "CTCDecoder" and guide.get("use_guide"):
+        registry.warn_once(
+            "Architecture.Decoder",
+            "use_guide",
+            "Architecture.Decoder.svtr_encoder.use_guide: True detaches the encoder's features, and no other "
+            "branch trains it: the encoder keeps its weights. Set use_guide: False to train all of the model.",
+        )
+    problems += _fit_sub_strings(config, decoder)
+    return problems
+
+
+def _fit_sub_strings(config: Mapping[str, Any], decoder: Any) -> list[str]:
+    """SMTR: the label encoder cuts sub-strings as long as the decoder reads."""
+    inner = decoder.get("gtc_decoder", decoder) if decoder["name"] == "GTCDecoder" else decoder
+    if inner.get("name") != "SMTRDecoder":
+        return []
+    length = inner.get("sub_str_len", 5)
+    problems = []
+    for i, op in enumerate(config["Train"]["dataset"]["transforms"]):
+        arguments = next(iter(op.values())) or {}
+        label = arguments.get("gtc_label_encode", {"name": next(iter(op)), **arguments})
+        if label.get("name") == "SMTRLabelEncode" and label.get("sub_str_len", 5) != length:
+            problems.append(
+                f"Train.dataset.transforms.{i}: SMTRLabelEncode cuts sub-strings of {label.get('sub_str_len', 5)} "
+                f"characters, SMTRDecoder reads {length}: give both the same sub_str_len."
+            )
+    return problems

@@ -1,0 +1,217 @@
+"""Layers that several encoders and decoders share: each is written once, here.
+
+Sources: the transformer parts follow Vaswani et al., "Attention Is All You Need", and ViT (Dosovitskiy et al.);
+stochastic depth is Huang et al., "Deep Networks with Stochastic Depth". State-dict names are those of OpenOCR
+(Topdu/OpenOCR, Apache-2.0) and DAMamba (ltzovo/DAMamba), so that weights of either project load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the whole residual branch of a sample with probability ``p`` while training.
+
+    Kept samples are divided by the keep probability, so the expected value stays.
+    """
+
+    def __init__(self, p: float = 0.0):
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"DropPath: the drop probability must lie in [0, 1), got {p}")
+        self.p = float(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.p
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:.3f}"
+
+
+def drop_path(p: float) -> nn.Module:
+    """``DropPath(p)``, or an identity when nothing is ever dropped."""
+    return DropPath(p) if p > 0.0 else nn.Identity()
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation and dropout after each: ``[..., dim] -> [..., out or dim]``."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int | None = None,
+        out: int | None = None,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        drop: float = 0.0,
+    ):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden or dim)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden or dim, out or dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over ``[B, N, dim]``.
+
+    Args:
+        qk_scale: factor of the scores; ``None`` means ``(dim / num_heads) ** -0.5``.
+        attn_drop: dropout on the attention weights; proj_drop: on the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"Attention: dim {dim} cannot be split into {num_heads} heads of equal width")
+        self.num_heads = num_heads
+        self.scale = qk_scale or (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        p = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=p, scale=self.scale)  # [B, heads, N, c]
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, c)))
+
+
+class ConvBNLayer(nn.Module):
+    """Convolution, BatchNorm and activation: ``[B, Cin, H, W] -> [B, Cout, H', W']``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = False,
+        groups: int = 1,
+        act: Callable[[], nn.Module] = nn.GELU,
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channels of every position of ``[B, C, H, W]``; the parameters are those of ``norm``.
+
+    A channels-last tensor is normalised without a copy, and the result is channels-last in memory.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def flatten_map(x: Tensor) -> Tensor:
+    """``[B, C, H, W] -> [B, H*W, C]``, row by row (a view when the memory is channels-last)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def unflatten_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[B, H*W, C] -> [B, C, H, W]``; the inverse of ``flatten_map``."""
+    return x.transpose(1, 2).unflatten(2, size)
+
+
+# ---------------------------------------------------------------------------- initialisation
+
+
+def guard(*parameters: nn.Parameter | None, decay: bool = False) -> None:
+    """Protect parameters that a blanket initialisation would destroy (``_no_reinit``).
+
+    ``decay=False`` also keeps weight decay off them (``_no_weight_decay``): the usual case, since a value that
+    must not be re-drawn usually must not be pulled to zero either.
+    """
+    for parameter in parameters:
+        if parameter is None:
+            continue
+        parameter._no_reinit = True  # type: ignore[attr-defined]
+        if not decay:
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+
+def init_free(parameter: Tensor | None) -> bool:
+    """True when ``parameter`` exists and an initialising visitor may write it."""
+    return parameter is not None and not getattr(parameter, "_no_reinit", False)
+
+
+def trunc_normal_(tensor: Tensor, std: float = 0.02) -> Tensor:
+    """Normal values of mean 0 and deviation ``std``, cut at -2 and 2 (in place)."""
+    return nn.init.trunc_normal_(tensor, std=std)
+
+
+def init_svtr(module: nn.Module) -> None:
+    """SVTRv2's initialisation, for ``model.apply(init_svtr)``; skips parameters flagged ``_no_reinit``.
+
+    Linear: truncated normal 0.02, bias 0. LayerNorm: 1 and 0. Conv2d: Kaiming normal, fan-out (groups not
+    divided out), its bias left as built. BatchNorm: left as built.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if isinstance(module, nn.Linear):
+        if init_free(weight):
+            trunc_normal_(module.weight)
+        if init_free(bias):
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        if init_free(weight):
+            nn.init.ones_(module.weight)
+        if init_free(bias):
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d) and init_free(weight):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def flagged_names(module: nn.Module, flag: str = "_no_weight_decay") -> set[str]:
+    """Full names (inside ``module``) of the parameters that carry ``flag``."""
+    return {name for name, parameter in module.named_parameters() if getattr(parameter, flag, False)}
+
+
+def drop_path_rates(rate: float, depths: Iterable[int]) -> list[list[float]]:
+    """One stochastic-depth rate per block, rising linearly from 0 to ``rate`` over all blocks."""
+    depths = list(depths)
+    last = max(sum(depths) - 1, 1)
+    rates = iter([rate * i / last for i in range(sum(depths))])
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """The ``y`` with ``softplus(y) == x``, for ``x > 0``, without overflow."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def log_uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
+    """Values whose logarithm is uniform between ``log(low)`` and ``log(high)``."""
+    return torch.exp(torch.rand(shape) * (math.log(high) - math.log(low)) + math.log(low))
