@@ -14,7 +14,7 @@
 //   dtype of their tensor, dA, dD, ddelta_bias in the compute type. Absent inputs get empty gradients.
 // * deform_sample: value and grad have one dtype; loc and weight are in the compute type, as are their gradients.
 //   Without weight the output is [B, M, c, Q, P], else [B, M, c, Q].
-// * A point outside (-1, W) x (-1, H), or NaN, reads zero and gets zero gradients; the derivative at a pixel is that of
+// * A point outside [-1, W) x [-1, H), or NaN, reads zero and gets zero gradients; the derivative at a pixel is that of
 //   the cell to its right (floor).
 // * Sums run in an order that does not depend on the number of threads: gradients are the same bits in every run.
 

@@ -1,0 +1,375 @@
+// Vectors of one instruction set, written once with the compiler's vector extensions.
+//
+// A kernel file is compiled once per instruction set with OPENREC_ISA set to its name, and everything in it lives in
+// namespace openrec::OPENREC_ISA: an inline function shared between two of those objects could be merged by the linker
+// into its AVX-512 version, which would then run on a machine without AVX-512. For the same reason no standard library
+// template is used here.
+//
+// Not compiled with -ffast-math: NaN must pass through, and rounding by adding a large number must not be optimised away.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "args.h"
+
+namespace openrec {
+namespace OPENREC_ISA {
+
+#define OPENREC_INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(kBytes)));
+  typedef int32_t mask __attribute__((vector_size(kBytes)));
+  typedef uint16_t half_bits __attribute__((vector_size(kBytes / 2)));
+  typedef uint32_t bits __attribute__((vector_size(kBytes)));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(kBytes)));
+  typedef int64_t mask __attribute__((vector_size(kBytes)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int kLanes = kBytes / int(sizeof(T));
+
+OPENREC_INLINE Vec<float> splat(float x) { return x - Vec<float>{}; }  // x - 0 keeps -0 and NaN
+OPENREC_INLINE Vec<double> splat(double x) { return x - Vec<double>{}; }
+
+// ---------------------------------------------------------------- loads and stores with conversion to the compute type
+
+// float16 and bfloat16 travel as their bits.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+OPENREC_INLINE float to_float(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float out;
+  memcpy(&out, &bits, 4);
+  return out;
+}
+OPENREC_INLINE float to_float(f16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  uint32_t bits;
+  float out;
+  if (rest >= 0x7c00) {  // infinity and NaN
+    bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+  } else if (rest >= 0x400) {
+    bits = sign | ((rest << 13) + (112u << 23));
+  } else {  // denormal: rest * 2^-24 is exact
+    out = float(rest) * 5.9604644775390625e-8f;
+    memcpy(&bits, &out, 4);
+    bits |= sign;
+  }
+  memcpy(&out, &bits, 4);
+  return out;
+}
+OPENREC_INLINE float to_float(float x) { return x; }
+OPENREC_INLINE double to_float(double x) { return x; }
+
+OPENREC_INLINE void from_float(bf16* out, float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  out->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+OPENREC_INLINE void from_float(f16* out, float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  const uint32_t sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+  if (rest > 0x7f800000) {
+    out->bits = uint16_t(sign | 0x7e00);
+  } else if (rest >= 0x477ff000) {  // rounds to 65536 or more
+    out->bits = uint16_t(sign | 0x7c00);
+  } else if (rest < 0x38800000) {  // denormal: adding 0.5 leaves the rounded value in the last bits
+    float magnitude;
+    memcpy(&magnitude, &rest, 4);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, 4);
+    out->bits = uint16_t(sign | (bits - 0x3f000000));
+  } else {
+    out->bits = uint16_t(sign | ((rest - (112u << 23) + 0xfff + (rest >> 13 & 1)) >> 13));
+  }
+}
+OPENREC_INLINE void from_float(float* out, float x) { *out = x; }
+OPENREC_INLINE void from_float(double* out, double x) { *out = x; }
+
+OPENREC_INLINE Vec<float> load(const float* p) {
+  Vec<float> v;
+  memcpy(&v, p, kBytes);
+  return v;
+}
+OPENREC_INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  memcpy(&v, p, kBytes);
+  return v;
+}
+OPENREC_INLINE Vec<float> load(const bf16* p) {
+  VecOf<float>::half_bits h;
+  memcpy(&h, p, kBytes / 2);
+  return (Vec<float>)(__builtin_convertvector(h, VecOf<float>::bits) << 16);
+}
+OPENREC_INLINE Vec<float> load(const f16* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Vec<float> v = {};
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+
+OPENREC_INLINE void store(float* p, Vec<float> v) { memcpy(p, &v, kBytes); }
+OPENREC_INLINE void store(double* p, Vec<double> v) { memcpy(p, &v, kBytes); }
+OPENREC_INLINE void store(bf16* p, Vec<float> v) {
+  typedef VecOf<float>::bits Bits;
+  const Bits bits = (Bits)v;
+  const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const VecOf<float>::mask nan = v != v;
+  const Bits out = (rounded & ~(Bits)nan) | ((Bits)nan & 0x7fc0);
+  const VecOf<float>::half_bits h = __builtin_convertvector(out, VecOf<float>::half_bits);
+  memcpy(p, &h, kBytes / 2);
+}
+OPENREC_INLINE void store(f16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) from_float(p + i, v[i]);
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------------- arithmetic
+
+OPENREC_INLINE float sum(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float s[kLanes<float>];
+  store(s, v);
+  for (int n = kLanes<float> / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] += s[i + n];
+  return s[0];
+#endif
+}
+OPENREC_INLINE double sum(Vec<double> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd((__m512d)v);
+#else
+  double s[kLanes<double>];
+  store(s, v);
+  for (int n = kLanes<double> / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] += s[i + n];
+  return s[0];
+#endif
+}
+
+// max(x, low) and min(x, high) that keep NaN.
+OPENREC_INLINE Vec<float> at_least(Vec<float> x, float low) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(low), (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(low), (__m256)x);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_max_ps(_mm_set1_ps(low), (__m128)x);
+#else
+  return x < low ? splat(low) : x;
+#endif
+}
+OPENREC_INLINE Vec<float> at_most(Vec<float> x, float high) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(high), (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(high), (__m256)x);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_min_ps(_mm_set1_ps(high), (__m128)x);
+#else
+  return x > high ? splat(high) : x;
+#endif
+}
+
+// Nearest whole number of |x| < 2^22.
+OPENREC_INLINE Vec<float> nearest(Vec<float> x) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  return (x + 12582912.0f) - 12582912.0f;
+#endif
+}
+
+// x * 2^n for a whole number n; 0 and infinity where the result leaves the range.
+OPENREC_INLINE Vec<float> scale(Vec<float> x, Vec<float> n) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+  typedef VecOf<float>::mask Int;
+  const Int half = (Int)(n * 0.5f + 12582912.0f) - 0x4b400000;  // in two steps, so that each factor is a normal number
+  const Int rest = (Int)(n + 12582912.0f) - 0x4b400000 - half;
+  return x * (Vec<float>)((half + 127) << 23) * (Vec<float>)((rest + 127) << 23);
+#endif
+}
+
+// 2^x, relative error 1e-7.
+OPENREC_INLINE Vec<float> exp2(Vec<float> x) {
+  x = at_most(at_least(x, -252.0f), 252.0f);
+  const Vec<float> n = nearest(x);
+  const Vec<float> r = x - n;
+  Vec<float> p = r * 1.534580786e-4f + 1.339993157e-3f;
+  p = p * r + 9.618488976e-3f;
+  p = p * r + 5.550328776e-2f;
+  p = p * r + 2.402264689e-1f;
+  p = p * r + 6.931472057e-1f;
+  p = p * r + 1.0f;
+  return scale(p, n);
+}
+
+constexpr float kLog2e = 1.44269504088896340736f;
+
+// e^x for x <= 0, with the low half of ln 2 carried along: the steps of a scan start near softplus(-7) = 1e-3.
+OPENREC_INLINE Vec<float> exp_negative(Vec<float> x) {
+  x = at_least(x, -170.0f);
+  const Vec<float> n = nearest(x * kLog2e);
+  Vec<float> r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vec<float> p = r * 1.383684225e-3f + 8.374816022e-3f;
+  p = p * r + 4.166822565e-2f;
+  p = p * r + 1.666642017e-1f;
+  p = p * r + 4.999999208e-1f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return scale(p, n);
+}
+
+// log(1 + y) for y in [0, 1] as 2 artanh(y / (2 + y)), relative error 1e-7 also for tiny y; s = y / (2 + y).
+OPENREC_INLINE Vec<float> log1p_of(Vec<float> s) {
+  const Vec<float> w = s * s;
+  Vec<float> p = w * 1.408916334e-1f + 1.398030267e-1f;
+  p = p * w + 2.001245501e-1f;
+  p = p * w + 3.333315735e-1f;
+  p = p * w + 1.0f;
+  return (s + s) * p;
+}
+
+// Decay factors are 2^(delta * A log2(e)) in float32, where one multiplication is saved, and e^(delta * A) in float64.
+OPENREC_INLINE float decay_rate(float a) { return a * kLog2e; }
+OPENREC_INLINE double decay_rate(double a) { return a; }
+OPENREC_INLINE Vec<float> decay(Vec<float> x) { return exp2(x); }
+OPENREC_INLINE Vec<double> decay(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp(x[i]);
+  return x;
+}
+
+OPENREC_INLINE Vec<float> magnitude(Vec<float> x) { return (Vec<float>)((VecOf<float>::mask)x & 0x7fffffff); }
+
+// log(1 + e^x), the identity above 20 as in PyTorch.
+OPENREC_INLINE Vec<float> softplus(Vec<float> x) {
+  const Vec<float> y = exp_negative(-magnitude(x));
+  const Vec<float> positive = at_least(x, 0.0f);
+  return positive + log1p_of(y / (2.0f + y));
+}
+OPENREC_INLINE Vec<double> softplus(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = x[i] > 20.0 ? x[i] : ::log1p(::exp(x[i]));
+  return x;
+}
+
+// The same and its derivative, sigmoid(x), out of one division.
+OPENREC_INLINE Vec<float> softplus(Vec<float> x, Vec<float>& slope) {
+  const Vec<float> y = exp_negative(-magnitude(x));
+  const Vec<float> one = 1.0f + y, two = 2.0f + y;
+  const Vec<float> inverse = 1.0f / (one * two);
+  const Vec<float> positive = at_least(x, 0.0f);
+  slope = (x > 0.0f ? splat(1.0f) : y) * (two * inverse);
+  return positive + log1p_of(y * (one * inverse));
+}
+OPENREC_INLINE Vec<double> softplus(Vec<double> x, Vec<double>& slope) {
+  for (int i = 0; i < kLanes<double>; ++i) slope[i] = x[i] > 20.0 ? 1.0 : 1.0 / (1.0 + ::exp(-x[i]));
+  return softplus(x);
+}
+
+// 1 / (1 + e^-x)
+OPENREC_INLINE Vec<float> sigmoid(Vec<float> x) {
+  const Vec<float> y = exp_negative(-magnitude(x));
+  return (x > 0.0f ? splat(1.0f) : y) / (1.0f + y);
+}
+OPENREC_INLINE Vec<double> sigmoid(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = 1.0 / (1.0 + ::exp(-x[i]));
+  return x;
+}
+
+// ------------------------------------------------------------------------------------------------------ transposition
+
+// Interleaves blocks of Half lanes: afterwards a holds the even blocks of (a, b), b the odd ones.
+template <class T, int Half>
+OPENREC_INLINE void exchange(Vec<T>& a, Vec<T>& b) {
+  typedef typename VecOf<T>::mask Mask;
+  Mask low, high;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    const bool odd = (i / Half) % 2;
+    low[i] = odd ? kLanes<T> + i - Half : i;
+    high[i] = odd ? kLanes<T> + i : i + Half;
+  }
+#if defined(__clang__)
+  Vec<T> x, y;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    x[i] = low[i] < kLanes<T> ? a[low[i]] : b[low[i] - kLanes<T>];
+    y[i] = high[i] < kLanes<T> ? a[high[i]] : b[high[i] - kLanes<T>];
+  }
+#else
+  const Vec<T> x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
+#endif
+  a = x;
+  b = y;
+}
+
+template <class T, int Half>
+OPENREC_INLINE void exchange_all(Vec<T>* rows) {
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (!(i & Half)) exchange<T, Half>(rows[i], rows[i + Half]);
+}
+
+// A square of kLanes x kLanes in registers.
+OPENREC_INLINE void transpose(Vec<float>* rows) {
+#if defined(__AVX512F__)
+  exchange_all<float, 8>(rows);
+#endif
+#if defined(__AVX2__)
+  exchange_all<float, 4>(rows);
+#endif
+  exchange_all<float, 2>(rows);
+  exchange_all<float, 1>(rows);
+}
+OPENREC_INLINE void transpose(Vec<double>* rows) {
+#if defined(__AVX512F__)
+  exchange_all<double, 4>(rows);
+#endif
+#if defined(__AVX2__)
+  exchange_all<double, 2>(rows);
+#endif
+  exchange_all<double, 1>(rows);
+}
+
+}  // namespace OPENREC_ISA
+}  // namespace openrec

@@ -1,0 +1,222 @@
+// Deformable convolution v3 on CPU, channels last: lanes are the channels of a group.
+// Idea: Wang et al., "InternImage" (OpenGVLab/InternImage, MIT). Compiled once per instruction set.
+#include "../cpu/bilinear.h"
+
+namespace openrec {
+namespace OPENREC_ISA {
+namespace {
+
+// Where the undisplaced kernel stands, as InternImage places it: the scale stretches the kernel about its centre.
+template <class T>
+struct Grid {
+  const DcnArgs& a;
+  T scale;
+  int64_t centre_h, centre_w;
+
+  explicit Grid(const DcnArgs& args) : a(args), scale(T(args.scale)) {
+    centre_h = a.dilation_h * (a.kernel_h - 1) / 2, centre_w = a.dilation_w * (a.kernel_w - 1) / 2;
+  }
+  T start_y(int64_t oy) const { return T(centre_h - a.pad_h + oy * a.stride_h) - T(centre_h) * scale; }
+  T start_x(int64_t ox) const { return T(centre_w - a.pad_w + ox * a.stride_w) - T(centre_w) * scale; }
+  // Point p of the kernel: columns outside, rows inside, the centre left out if asked.
+  void step(int64_t p, T& y, T& x) const {
+    if (a.remove_center && p >= a.kernel_h * a.kernel_w / 2) ++p;
+    x = T(p / a.kernel_h * a.dilation_w), y = T(p % a.kernel_h * a.dilation_h);
+  }
+};
+
+template <class S>
+Plane<S> plane(const DcnArgs& a, int64_t image, int64_t group) {
+  S* p = (S*)a.input + image * a.input_batch + group * a.channels;
+  return {p, a.height, a.width, a.input_row, a.input_pixel};
+}
+
+// ------------------------------------------------------------------------------------------------------------ forward
+
+int64_t forward_tasks(const DcnArgs& a) { return a.batch * a.out_height; }  // one row of output pixels each
+
+template <class T>
+size_t forward_scratch(const DcnArgs& a) {
+  return sizeof(T) * size_t(3 * a.channels + 4 * a.points);
+}
+
+template <class T, class S>
+OPENREC_INLINE void store_row(S* out, const T* row, int64_t channels) {
+  constexpr int L = kLanes<T>;
+  int64_t c = 0;
+  for (; c + L <= channels; c += L) store(out + c, load(row + c));
+  for (; c < channels; ++c) from_float(out + c, row[c]);
+}
+
+// Kernel of one point without a mask: the adaptive scan.
+template <class T, class S, int NV>
+void forward_row_one(const DcnArgs& a, int64_t image, int64_t oy, S* zeros, T* row) {
+  constexpr int L = kLanes<T>;
+  const Grid<T> grid(a);
+  const T y0 = grid.start_y(oy);
+  const T* off = (const T*)a.offset + (image * a.out_height + oy) * a.out_width * a.group * 2;
+  S* out = (S*)a.out + (image * a.out_height + oy) * a.out_width * a.group * a.channels;
+  Plane<S> m = plane<S>(a, image, 0);
+  S* const first = m.p;
+  for (int64_t ox = 0; ox < a.out_width; ++ox) {
+    const T x0 = grid.start_x(ox);
+    for (int64_t g = 0; g < a.group; ++g, off += 2, out += a.channels) {
+      m.p = first + g * a.channels;
+      const Taps<S, T> t = taps<S, T>(m, y0 + off[1] * grid.scale, x0 + off[0] * grid.scale, zeros);
+      if (NV) {
+        const T w11 = t.fy * t.fx, w10 = t.fy - w11, w01 = t.fx - w11, w00 = 1 - t.fy - w01;
+        for (int v = 0; v < NV; ++v) store(out + v * L, blend(t, v * L, w00, w01, w10, w11));
+      } else {
+        gather<S, T, true>(t, T(1), a.channels, row);
+        store_row(out, row, a.channels);
+      }
+    }
+  }
+}
+
+template <class T, class S>
+void forward_row(const DcnArgs& a, int64_t image, int64_t oy, S* zeros, T* row) {
+  const Grid<T> grid(a);
+  const T y0 = grid.start_y(oy);
+  T* const steps = row + a.channels;  // [P][2]: undisplaced points
+  for (int64_t p = 0; p < a.points; ++p) grid.step(p, steps[2 * p + 1], steps[2 * p]);
+  int64_t at = (image * a.out_height + oy) * a.out_width * a.group;  // (pixel, group) index
+  Plane<S> m = plane<S>(a, image, 0);
+  S* const first = m.p;
+  for (int64_t ox = 0; ox < a.out_width; ++ox) {
+    const T x0 = grid.start_x(ox);
+    for (int64_t g = 0; g < a.group; ++g, ++at) {
+      m.p = first + g * a.channels;
+      const T* off = (const T*)a.offset + at * a.points * 2;
+      const T* mask = a.mask ? (const T*)a.mask + at * a.points : nullptr;
+      memset(row, 0, sizeof(T) * size_t(a.channels));
+      for (int64_t p = 0; p < a.points; ++p) {
+        const T y = y0 + (steps[2 * p + 1] + off[2 * p + 1]) * grid.scale;
+        const T x = x0 + (steps[2 * p] + off[2 * p]) * grid.scale;
+        const Taps<S, T> t = taps<S, T>(m, y, x, zeros);
+        if (t.inside) gather<S, T, false>(t, mask ? mask[p] : T(1), a.channels, row);
+      }
+      store_row((S*)a.out + at * a.channels, row, a.channels);
+    }
+  }
+}
+
+template <class T, class S>
+void forward_typed(const DcnArgs& a, int64_t begin, int64_t end, void* scratch) {
+  S* const zeros = (S*)scratch;  // [c], then a row of c sums and the points
+  T* const row = (T*)scratch + a.channels;
+  memset(zeros, 0, sizeof(S) * size_t(a.channels));
+  const bool one = a.points == 1 && !a.mask && a.kernel_h * a.kernel_w == 1;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t image = i / a.out_height, oy = i % a.out_height;
+    if (!one)
+      forward_row<T, S>(a, image, oy, zeros, row);
+    else if (a.channels == kLanes<T>)
+      forward_row_one<T, S, 1>(a, image, oy, zeros, row);
+    else if (a.channels == 2 * kLanes<T>)
+      forward_row_one<T, S, 2>(a, image, oy, zeros, row);
+    else if (a.channels == 4 * kLanes<T>)
+      forward_row_one<T, S, 4>(a, image, oy, zeros, row);
+    else
+      forward_row_one<T, S, 0>(a, image, oy, zeros, row);
+  }
+}
+
+template <class T>
+void forward(const DcnArgs& a, int64_t begin, int64_t end, void* scratch) {
+  if constexpr (sizeof(T) == 8) {
+    forward_typed<double, double>(a, begin, end, scratch);
+  } else {
+    if (a.dtype == DType::bf16) return forward_typed<float, bf16>(a, begin, end, scratch);
+    if (a.dtype == DType::f16) return forward_typed<float, f16>(a, begin, end, scratch);
+    forward_typed<float, float>(a, begin, end, scratch);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------- backward
+
+// A task owns one group of one image and with it all pixels whose gradients its points can reach: no atomics, and the
+// order of the sums is fixed. Map and gradient are small enough to sit in cache in the compute type.
+int64_t backward_tasks(const DcnArgs& a) { return a.batch * a.group; }
+
+template <class T>
+size_t backward_scratch(const DcnArgs& a) {
+  return sizeof(T) * size_t((2 * a.height * a.width + 3) * a.channels + 2 * a.points);
+}
+
+template <class T, class S>
+void backward_task(const DcnArgs& a, int64_t image, int64_t group, T* scratch) {
+  const int64_t n = a.channels, pixels = a.height * a.width;
+  T *const value = scratch, *const sum = value + pixels * n, *const zeros = sum + pixels * n;
+  T *const nobody = zeros + n, *const row = nobody + n, *const steps = row + n;
+  const Grid<T> grid(a);
+  for (int64_t p = 0; p < a.points; ++p) grid.step(p, steps[2 * p + 1], steps[2 * p]);
+  const Plane<S> source = plane<S>(a, image, group);
+  for (int64_t y = 0; y < a.height; ++y)
+    for (int64_t x = 0; x < a.width; ++x) {
+      const S* p = source.p + y * source.row + x * source.pixel;
+      T* q = value + (y * a.width + x) * n;
+      int64_t c = 0;
+      for (; c + kLanes<T> <= n; c += kLanes<T>) store(q + c, load(p + c));
+      for (; c < n; ++c) q[c] = to_float(p[c]);
+    }
+  memset(sum, 0, sizeof(T) * size_t(pixels * n));
+  memset(zeros, 0, sizeof(T) * size_t(2 * n));
+  const Plane<T> m = {value, a.height, a.width, a.width * n, n};
+  for (int64_t oy = 0; oy < a.out_height; ++oy) {
+    const T y0 = grid.start_y(oy);
+    for (int64_t ox = 0; ox < a.out_width; ++ox) {
+      const T x0 = grid.start_x(ox);
+      const int64_t at = ((image * a.out_height + oy) * a.out_width + ox) * a.group + group;
+      const S* grad = (const S*)a.grad + at * n;
+      int64_t c = 0;
+      for (; c + kLanes<T> <= n; c += kLanes<T>) store(row + c, load(grad + c));
+      for (; c < n; ++c) row[c] = to_float(grad[c]);
+      for (int64_t p = 0; p < a.points; ++p) {
+        const int64_t point = at * a.points + p;
+        const T* off = (const T*)a.offset + point * 2;
+        const T y = y0 + (steps[2 * p + 1] + off[1]) * grid.scale, x = x0 + (steps[2 * p] + off[0]) * grid.scale;
+        const Taps<T, T> t = taps<T, T>(m, y, x, zeros);
+        PointGradient<T> d = {0, 0, 0};
+        if (t.inside) {
+          const T weight = a.mask ? ((const T*)a.mask)[point] : T(1);
+          d = scatter<T>(t, moved(t, value, sum, zeros, nobody), weight, n, row);
+        }
+        ((T*)a.doffset)[point * 2] = d.x * grid.scale;
+        ((T*)a.doffset)[point * 2 + 1] = d.y * grid.scale;
+        if (a.mask) ((T*)a.dmask)[point] = d.weight;
+      }
+    }
+  }
+  for (int64_t i = 0; i < pixels; ++i)
+    store_row((S*)a.dinput + ((image * pixels + i) * a.group + group) * n, sum + i * n, n);
+}
+
+template <class T>
+void backward(const DcnArgs& a, int64_t begin, int64_t end, void* scratch) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t image = i / a.group, group = i % a.group;
+    if constexpr (sizeof(T) == 8) {
+      backward_task<double, double>(a, image, group, (double*)scratch);
+    } else if (a.dtype == DType::bf16) {
+      backward_task<float, bf16>(a, image, group, (float*)scratch);
+    } else if (a.dtype == DType::f16) {
+      backward_task<float, f16>(a, image, group, (float*)scratch);
+    } else {
+      backward_task<float, float>(a, image, group, (float*)scratch);
+    }
+  }
+}
+
+template <class T>
+Pair<DcnArgs> pair() {
+  return {{forward_tasks, forward_scratch<T>, forward<T>}, {backward_tasks, backward_scratch<T>, backward<T>}};
+}
+
+}  // namespace
+
+Pair<DcnArgs> dcn_f32() { return pair<float>(); }
+Pair<DcnArgs> dcn_f64() { return pair<double>(); }
+
+}  // namespace OPENREC_ISA
+}  // namespace openrec
