@@ -69,7 +69,6 @@ DType dtype_of(const Tensor& t, const char* op) {
 ScalarType wide_type(ScalarType t) { return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
 Tensor as(const Tensor& t, ScalarType type) { return t.scalar_type() == type ? t : torch::stable::to(t, type); }
-MaybeTensor as(const MaybeTensor& t, ScalarType type) { return t ? MaybeTensor(as(*t, type)) : t; }
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 

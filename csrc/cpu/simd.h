@@ -22,6 +22,8 @@ namespace openrec {
 namespace OPENREC_ISA {
 
 #define OPENREC_INLINE static inline __attribute__((always_inline))
+// Loops over the vectors of a block: unrolled, their arrays become registers and their latencies overlap.
+#define OPENREC_UNROLL _Pragma("GCC unroll 8")
 
 #if defined(__AVX512F__)
 constexpr int kBytes = 64;
@@ -211,47 +213,43 @@ OPENREC_INLINE Vec<float> at_most(Vec<float> x, float high) {
 #endif
 }
 
-// Nearest whole number of |x| < 2^22.
-OPENREC_INLINE Vec<float> nearest(Vec<float> x) {
-#if defined(__AVX512F__)
-  return (Vec<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  return (x + 12582912.0f) - 12582912.0f;
-#endif
-}
+// x split into the nearest whole number n and the rest, for -127 <= x <= 128, and p * 2^n. Results below the smallest
+// normal number are 0. Without AVX-512, n lies in the last bits of `n`, where adding a large number has put it.
+struct Split {
+  Vec<float> n;
 
-// x * 2^n for a whole number n; 0 and infinity where the result leaves the range.
-OPENREC_INLINE Vec<float> scale(Vec<float> x, Vec<float> n) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_scalef_ps((__m512)x, (__m512)n);
+  explicit Split(Vec<float> x) : n((Vec<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)) {}
+  Vec<float> whole() const { return n; }
+  Vec<float> scale(Vec<float> p) const { return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n); }
 #else
-  typedef VecOf<float>::mask Int;
-  const Int half = (Int)(n * 0.5f + 12582912.0f) - 0x4b400000;  // in two steps, so that each factor is a normal number
-  const Int rest = (Int)(n + 12582912.0f) - 0x4b400000 - half;
-  return x * (Vec<float>)((half + 127) << 23) * (Vec<float>)((rest + 127) << 23);
+  explicit Split(Vec<float> x) : n(x + 12582912.0f) {}
+  Vec<float> whole() const { return n - 12582912.0f; }
+  Vec<float> scale(Vec<float> p) const { return p * (Vec<float>)(((VecOf<float>::mask)n + 127) << 23); }
 #endif
-}
+};
+
+constexpr float kLog2e = 1.44269504088896340736f;
 
 // 2^x, relative error 1e-7.
 OPENREC_INLINE Vec<float> exp2(Vec<float> x) {
-  x = at_most(at_least(x, -252.0f), 252.0f);
-  const Vec<float> n = nearest(x);
-  const Vec<float> r = x - n;
+  x = at_most(at_least(x, -127.0f), 128.0f);
+  const Split split(x);
+  const Vec<float> r = x - split.whole();
   Vec<float> p = r * 1.534580786e-4f + 1.339993157e-3f;
   p = p * r + 9.618488976e-3f;
   p = p * r + 5.550328776e-2f;
   p = p * r + 2.402264689e-1f;
   p = p * r + 6.931472057e-1f;
   p = p * r + 1.0f;
-  return scale(p, n);
+  return split.scale(p);
 }
 
-constexpr float kLog2e = 1.44269504088896340736f;
-
-// e^x for x <= 0, with the low half of ln 2 carried along: the steps of a scan start near softplus(-7) = 1e-3.
-OPENREC_INLINE Vec<float> exp_negative(Vec<float> x) {
-  x = at_least(x, -170.0f);
-  const Vec<float> n = nearest(x * kLog2e);
+// e^-|x|, with the low half of ln 2 carried along: the steps of a scan start near softplus(-7) = 1e-3.
+OPENREC_INLINE Vec<float> exp_minus_magnitude(Vec<float> x) {
+  x = at_least((Vec<float>)((VecOf<float>::mask)x | int32_t(0x80000000)), -87.0f);
+  const Split split(x * kLog2e);
+  const Vec<float> n = split.whole();
   Vec<float> r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   Vec<float> p = r * 1.383684225e-3f + 8.374816022e-3f;
@@ -260,17 +258,20 @@ OPENREC_INLINE Vec<float> exp_negative(Vec<float> x) {
   p = p * r + 4.999999208e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return scale(p, n);
+  return split.scale(p);
 }
 
-// log(1 + y) for y in [0, 1] as 2 artanh(y / (2 + y)), relative error 1e-7 also for tiny y; s = y / (2 + y).
-OPENREC_INLINE Vec<float> log1p_of(Vec<float> s) {
-  const Vec<float> w = s * s;
-  Vec<float> p = w * 1.408916334e-1f + 1.398030267e-1f;
-  p = p * w + 2.001245501e-1f;
-  p = p * w + 3.333315735e-1f;
-  p = p * w + 1.0f;
-  return (s + s) * p;
+// log(1 + y) for y in [0, 1], relative error 1e-7 also for tiny y; a polynomial, because a division would cost more.
+OPENREC_INLINE Vec<float> log1p_unit(Vec<float> y) {
+  Vec<float> p = y * 5.232629255e-3f - 2.950498656e-2f;
+  p = p * y + 7.822555705e-2f;
+  p = p * y - 1.366321397e-1f;
+  p = p * y + 1.910599283e-1f;
+  p = p * y - 2.484297903e-1f;
+  p = p * y + 3.331909649e-1f;
+  p = p * y - 4.999949313e-1f;
+  p = p * y + 9.999999699e-1f;
+  return p * y;
 }
 
 // Decay factors are 2^(delta * A log2(e)) in float32, where one multiplication is saved, and e^(delta * A) in float64.
@@ -282,27 +283,18 @@ OPENREC_INLINE Vec<double> decay(Vec<double> x) {
   return x;
 }
 
-OPENREC_INLINE Vec<float> magnitude(Vec<float> x) { return (Vec<float>)((VecOf<float>::mask)x & 0x7fffffff); }
-
 // log(1 + e^x), the identity above 20 as in PyTorch.
-OPENREC_INLINE Vec<float> softplus(Vec<float> x) {
-  const Vec<float> y = exp_negative(-magnitude(x));
-  const Vec<float> positive = at_least(x, 0.0f);
-  return positive + log1p_of(y / (2.0f + y));
-}
+OPENREC_INLINE Vec<float> softplus(Vec<float> x) { return at_least(x, 0.0f) + log1p_unit(exp_minus_magnitude(x)); }
 OPENREC_INLINE Vec<double> softplus(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = x[i] > 20.0 ? x[i] : ::log1p(::exp(x[i]));
   return x;
 }
 
-// The same and its derivative, sigmoid(x), out of one division.
+// The same and its derivative, sigmoid(x).
 OPENREC_INLINE Vec<float> softplus(Vec<float> x, Vec<float>& slope) {
-  const Vec<float> y = exp_negative(-magnitude(x));
-  const Vec<float> one = 1.0f + y, two = 2.0f + y;
-  const Vec<float> inverse = 1.0f / (one * two);
-  const Vec<float> positive = at_least(x, 0.0f);
-  slope = (x > 0.0f ? splat(1.0f) : y) * (two * inverse);
-  return positive + log1p_of(y * (one * inverse));
+  const Vec<float> y = exp_minus_magnitude(x);
+  slope = (x > 0.0f ? splat(1.0f) : y) / (1.0f + y);
+  return at_least(x, 0.0f) + log1p_unit(y);
 }
 OPENREC_INLINE Vec<double> softplus(Vec<double> x, Vec<double>& slope) {
   for (int i = 0; i < kLanes<double>; ++i) slope[i] = x[i] > 20.0 ? 1.0 : 1.0 / (1.0 + ::exp(-x[i]));
@@ -311,7 +303,7 @@ OPENREC_INLINE Vec<double> softplus(Vec<double> x, Vec<double>& slope) {
 
 // 1 / (1 + e^-x)
 OPENREC_INLINE Vec<float> sigmoid(Vec<float> x) {
-  const Vec<float> y = exp_negative(-magnitude(x));
+  const Vec<float> y = exp_minus_magnitude(x);
   return (x > 0.0f ? splat(1.0f) : y) / (1.0f + y);
 }
 OPENREC_INLINE Vec<double> sigmoid(Vec<double> x) {

@@ -90,39 +90,43 @@ OPENREC_INLINE void forward_steps(const Task<T, NV>& task, bool soft, int64_t st
                                   Rows<T> delta, Rows<T> z, Rows<T> out, Coefficients<T> B, Coefficients<T> C,
                                   int64_t first) {
   constexpr int L = kLanes<T>;
-  Vec<T> h[NV], rate[NV];
-  if (One)
-    for (int v = 0; v < NV; ++v) h[v] = load(task.h + v * L), rate[v] = load(task.rate + v * L);
+  Vec<T> h[NV], dt[NV], x[NV], y[NV];
+  if (One) OPENREC_UNROLL for (int v = 0; v < NV; ++v) h[v] = load(task.h + v * L);
   for (int64_t i = 0; i < steps; ++i) {
     const T *pu = u.at(i), *pd = delta.at(i);
     T* po = out.at(i);
-    const T b = B.at(first + i, 0), c = C.at(first + i, 0);
-    for (int v = 0; v < NV; ++v) {
-      const Vec<T> x = load(pu + v * L);
-      Vec<T> dt = load(pd + v * L) + load(task.bias + v * L);
-      if (soft) dt = softplus(dt);
-      const Vec<T> dx = dt * x;
-      Vec<T> y = load(task.d + v * L) * x;
-      if (One) {
-        h[v] = decay(dt * rate[v]) * h[v] + dx * b;
-        y = y + h[v] * c;
-      } else {
-        for (int64_t n = 0; n < states; ++n) {
-          T* ph = task.h + n * task.W + v * L;
-          const Vec<T> hn = decay(dt * load(task.rate + n * task.W + v * L)) * load(ph) + dx * B.at(first + i, n);
-          store(ph, hn);
-          y = y + hn * C.at(first + i, n);
+    OPENREC_UNROLL for (int v = 0; v < NV; ++v) dt[v] = load(pd + v * L) + load(task.bias + v * L);
+    if (soft) OPENREC_UNROLL for (int v = 0; v < NV; ++v) dt[v] = softplus(dt[v]);
+    OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
+      x[v] = load(pu + v * L);
+      y[v] = load(task.d + v * L) * x[v];
+      x[v] = x[v] * dt[v];
+    }
+    if (One) {
+      const T b = B.at(first + i, 0), c = C.at(first + i, 0);
+      OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
+        h[v] = decay(dt[v] * load(task.rate + v * L)) * h[v] + x[v] * b;
+        y[v] = y[v] + h[v] * c;
+      }
+    } else {
+      for (int64_t n = 0; n < states; ++n) {
+        const T b = B.at(first + i, n), c = C.at(first + i, n);
+        T* const ph = task.h + n * task.W;
+        const T* const rate = task.rate + n * task.W;
+        OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
+          const Vec<T> hn = decay(dt[v] * load(rate + v * L)) * load(ph + v * L) + x[v] * b;
+          store(ph + v * L, hn);
+          y[v] = y[v] + hn * c;
         }
       }
-      if (z.p) {
-        const Vec<T> gate = load(z.at(i) + v * L);
-        y = y * (gate * sigmoid(gate));
-      }
-      store(po + v * L, y);
     }
+    if (z.p) OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
+        const Vec<T> gate = load(z.at(i) + v * L);
+        y[v] = y[v] * (gate * sigmoid(gate));
+      }
+    OPENREC_UNROLL for (int v = 0; v < NV; ++v) store(po + v * L, y[v]);
   }
-  if (One)
-    for (int v = 0; v < NV; ++v) store(task.h + v * L, h[v]);
+  if (One) OPENREC_UNROLL for (int v = 0; v < NV; ++v) store(task.h + v * L, h[v]);
 }
 
 template <class T, int NV>

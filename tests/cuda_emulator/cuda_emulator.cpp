@@ -47,9 +47,11 @@ Machine& machine() {
 
 namespace {
 
+#if defined(__SANITIZE_ADDRESS__)
 void* main_fake_stack = nullptr;
 const void* main_stack_bottom = nullptr;
 size_t main_stack_size = 0;
+#endif
 
 void to_main(bool dying) {
   Machine& m = machine();
@@ -105,6 +107,8 @@ void yield_to_scheduler(State state) {
 
 void run_block(void (*body)(void*), void* argument) {
   Machine& m = machine();
+  const char* order_name = std::getenv("OPENREC_EMULATOR_ORDER");
+  m.order = order_name ? std::atoi(order_name) : 0;
   int threads = int(m.block_dim.x * m.block_dim.y * m.block_dim.z);
   int warps = (threads + kWarp - 1) / kWarp;
   m.body = body;
