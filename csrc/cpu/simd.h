@@ -233,7 +233,10 @@ constexpr float kLog2e = 1.44269504088896340736f;
 
 // 2^x, relative error 1e-7.
 OPENREC_INLINE Vec<float> exp2(Vec<float> x) {
-  x = at_most(at_least(x, -127.0f), 128.0f);
+  x = at_least(x, -127.0f);
+#if !defined(__AVX512F__)
+  x = at_most(x, 128.0f);
+#endif
   const Split split(x);
   const Vec<float> r = x - split.whole();
   Vec<float> p = r * 1.534580786e-4f + 1.339993157e-3f;

@@ -54,8 +54,8 @@ void move_block(T* rows, const Block& k, const Sequence& s) {
   const int64_t steps = along_channels || !along_time || !Direct<T, S>::value ? 0 : k.steps / n * n;
   const int64_t squares = k.count / n * n;
   if constexpr (Direct<T, S>::value) {
-    for (int64_t i = 0; i < steps; i += n)
-      for (int64_t c = 0; c < squares; c += n) move_square<T, S, Load>(rows, k, p, s.channel, i, c);
+    for (int64_t c = 0; c < squares; c += n)  // along time inside: lines of one row follow each other in memory
+      for (int64_t i = 0; i < steps; i += n) move_square<T, S, Load>(rows, k, p, s.channel, i, c);
   }
   for (int64_t i = 0; i < k.steps; ++i) {
     T* row = rows + i * k.width;

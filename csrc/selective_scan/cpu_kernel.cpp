@@ -11,7 +11,7 @@ namespace openrec {
 namespace OPENREC_ISA {
 namespace {
 
-constexpr int64_t kStretch = 64;           // steps per block where tensors are not read in place
+constexpr int64_t kStretch = 128;           // steps per block where tensors are not read in place
 constexpr int64_t kSavedBytes = 512 << 10;  // states that a backward stretch may keep: half of a usual L2 cache
 
 // How the channels of a group are cut into blocks of `vectors` vectors.

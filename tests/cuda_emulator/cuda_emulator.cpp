@@ -114,7 +114,7 @@ void run_block(void (*body)(void*), void* argument) {
   m.body = body;
   m.body_argument = argument;
   m.fibers.assign(threads, Fiber{});
-  if (m.stacks.size() < size_t(threads) * kStack) m.stacks.resize(size_t(threads) * kStack);
+  if (m.stacks.size() < size_t(threads) * kStack) m.stacks = std::vector<char>(size_t(threads) * kStack);
   m.exchange.assign(size_t(warps) * 2 * kWarp, 0);
   std::vector<int> order(threads);
   for (int i = 0; i < threads; ++i) order[i] = m.order == 1 ? threads - 1 - i : i;
