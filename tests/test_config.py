@@ -179,6 +179,8 @@ def test_all_overrides_hold(write):
     assert config["Global"]["epoch_num"] == 5 and "epochs" not in config["Global"]
     assert config["Global"]["pretrained_model"] is None
     assert train["sampler"] == {"name": "RatioSampler", "first_bs": 8}
+    ops = load_config(write(BASIC), ["Train.dataset.transforms.0={DecodeImage: {img_mode: BGR}}"])["Train"]["dataset"]
+    assert ops["transforms"][0] == {"DecodeImage": {"img_mode": "BGR"}}
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,10 @@ def test_overrides_reach_aliased_places(paths):
 
 
 BROKEN = [
-    ("svtrv2_rctc", "Architecture.Encoder.dimz=[1]", 'Encoder.dimz: SVTRv2LNConvTwo33 has no such key. Did you mean "dims"?'),
+    ("svtrv2_rctc", "Architecture.Encoder.dimz=[1]", 'SVTRv2LNConvTwo33 has no such key. Did you mean "dims"?'),
     ("svtrv2_rctc", "Architecture.Encoder.name=SVTRv2LNConvTwo3", 'Did you mean "SVTRv2LNConvTwo33"?'),
     ("svtrv2_rctc", "Architecture.Encoder.drop_path_rate='0.1'", "expected a number, got '0.1'"),
-    ("svtrv2_rctc", "Train.dataset.transforms.3={KeepKey: null}", 'no op is called "KeepKey". Did you mean "KeepKeys"?'),
+    ("svtrv2_rctc", "Train.dataset.transforms.3={KeepKey: null}", 'op is called "KeepKey". Did you mean "KeepKeys"?'),
     ("svtrv2_rctc", "Train.dataset.transforms=[PARSeqAugPIL]", "the last one must be KeepKeys"),
     ("svtrv2_rctc", "Train.dataset.transforms=", "expected a list of transforms"),
     ("svtrv2_rctc", "Train.dataset.data_dirlist=x", "data_dirlist: RatioDataSetTVResize has no such key"),
