@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ MAX_POSITIONS = 5000
 
 class PositionalEncoding(nn.Module):
     """Adds sines (even channels) and cosines (odd channels) of the position to ``[B, N, dim]``."""
+
+    pe: Tensor
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
@@ -72,7 +75,8 @@ class Heads(nn.Module):
         return self.attend(q, k, v, causal)
 
     def to_memory(self, x: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
-        return self.attend(*self.split(self.q(x), 1), *memory)
+        (q,), (k, v) = self.split(self.q(x), 1), memory
+        return self.attend(q, k, v)
 
 
 class Layer(nn.Module):
@@ -167,7 +171,7 @@ class NRTRDecoder(nn.Module):
             for layer in self.encoder:
                 x = layer(x)
             x = self.encoder_norm(x)
-        memories = [layer.memory(x) for layer in self.decoder]
+        memories = [layer.memory(x) for layer in cast("list[Layer]", list(self.decoder))]
         if not self.training:
             return self._read(x, memories)
         if data is None or len(data) < 2:

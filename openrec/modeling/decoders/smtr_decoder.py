@@ -7,7 +7,7 @@ al., ICCV 2025. Options and state-dict names are OpenOCR's (https://github.com/T
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +136,7 @@ class SMTRDecoder(nn.Module):
     ):
         super().__init__()
         if pos2d and not ds:
-            raise ConfigError("SMTRDecoder: pos2d: True needs ds: True (positions come from the map, not from vis_seq).")
+            raise ConfigError("SMTRDecoder: pos2d: True needs ds: True (positions of the map, not vis_seq).")
         self.vocab, self.pad, self.inf, self.inb = out_channels, out_channels - 1, out_channels - 3, out_channels - 2
         self.steps, self.sub_str_len, self.next_mode = max_len + 2, sub_str_len, next_mode
         self.infer_aug, self.bi_attn, self.pos2d = infer_aug, bi_attn, pos2d
@@ -175,10 +175,13 @@ class SMTRDecoder(nn.Module):
                 raise ConfigError("SMTRDecoder: training needs the labels of SMTRLabelEncode in the batch (KeepKeys).")
             return self._train(image, data[1:7])
         self.attn_maps = []
-        memory = [layer.image_memory(image) for layer in self.cmff_decoder]
+        memory = [layer.image_memory(image) for layer in self._layers()]
         if self.infer_aug:
             return self._read_long(memory, image)
         return self._read(memory, image.shape[0], image.device, self.next_mode)
+
+    def _layers(self) -> list[MatchLayer]:
+        return cast("list[MatchLayer]", list(self.cmff_decoder))
 
     def _place(self, x: Tensor) -> Tensor:
         """The image tokens with their positions, ``[B, S, C]``."""
@@ -227,7 +230,7 @@ class SMTRDecoder(nn.Module):
         query = torch.where(backward.unsqueeze(-1), self.pre_token[0], self.next_token[0])
         query = query.expand(*subs.shape[:2], -1)
         maps: list[Tensor] | None = [] if keep_maps else None
-        for layer, image in zip(self.cmff_decoder, memory):
+        for layer, image in zip(self._layers(), memory):
             query = layer(query, prompt, image, maps)
         if maps:
             self.attn_maps.append(maps[-1].detach())
@@ -241,7 +244,7 @@ class SMTRDecoder(nn.Module):
         subs = torch.cat((subs[:, :n], subs_back[:, :n_back]), 1)
         target = torch.cat((following[:, :n], previous[:, :n_back]), 1)
         backward = (torch.arange(n + n_back, device=subs.device) >= n).unsqueeze(0)
-        memory = [layer.image_memory(image) for layer in self.cmff_decoder]
+        memory = [layer.image_memory(image) for layer in self._layers()]
         logits = self._match(subs, backward, memory)
         full = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(full.flatten(0, 1), target.flatten(), ignore_index=self.pad)
