@@ -191,7 +191,7 @@ def test_dropout_reaches_the_blocks():
 
 
 def test_position_table_smaller_than_the_map_is_refused():
-    with pytest.raises(ValueError, match="raise Encoder.max_sz"):
+    with pytest.raises(ValueError, match=r"raise Encoder\.max_sz"):
         small(use_pos_embed=True, max_sz=[32, 64])(torch.randn(1, 3, 32, 128))
 
 

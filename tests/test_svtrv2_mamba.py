@@ -86,7 +86,7 @@ def test_every_pair_of_mixers_runs_or_names_the_repair(pair, across):
 
 @pytest.mark.parametrize("name", ["Mambo", "Mamba1D", "conv", ""])
 def test_unknown_mixers_are_refused_with_the_nearest(name):
-    with pytest.raises(ConfigError, match="no mixer is called|is no mixer"):
+    with pytest.raises(ConfigError, match=r"no mixer is called|is no mixer"):
         small(mixer=["Conv", ["Conv", name], "Mamba"])
 
 
