@@ -57,7 +57,7 @@ class GTCDecoder(nn.Module):
             )
         elif not isinstance(out_channels, int):
             raise ConfigError(
-                f"{where}: with infer_gtc: False, GTCDecoder has the CTC branch only and needs one number of classes, "
+                f"{where}: with infer_gtc: False, GTCDecoder has the CTC branch only and one number as out_channels, "
                 f"got {list(out_channels)}. Use PostProcess: CTCLabelDecode, or set infer_gtc: True."
             )
         self.ctc_decoder = registry.build(
