@@ -168,7 +168,7 @@ class RatioSampler(BatchSampler):
         if q < 5:
             return first
         w, h = self.base
-        return min(self.max_bs * self._factor, max(self._factor, w * first // (h * q)))
+        return min(self.max_bs * self._factor, max(1, w * first // (h * q)))
 
     def groups(self, members: np.ndarray, rng: np.random.Generator) -> list[Group]:
         buckets = getattr(self.dataset, "buckets", None)
@@ -230,7 +230,7 @@ class MultiScaleSampler(BatchSampler):
         for w, h in self.scales:
             w = max(self.divisor_w, w // self.divisor_w * self.divisor_w)
             h = max(self.divisor_h, h // self.divisor_h * self.divisor_h)
-            sizes.append((w, h, first if self.fix_bs else max(self._factor, w0 * h0 * first // (h * w))))
+            sizes.append((w, h, first if self.fix_bs else max(1, w0 * h0 * first // (h * w))))
         return sizes
 
     def groups(self, members: np.ndarray, rng: np.random.Generator) -> list[Group]:

@@ -55,8 +55,8 @@ def _warp(image: np.ndarray, inverse: list[list[float]], size: tuple[int, int], 
 def auto_contrast(image: np.ndarray, u: float, v: float, rng: np.random.Generator) -> np.ndarray:
     """Stretch every channel to 0..255."""
     flat = image.reshape(-1, 3)
-    low, high = cv2.reduce(flat, 0, cv2.REDUCE_MIN)[0], cv2.reduce(flat, 0, cv2.REDUCE_MAX)[0]
-    span = high.astype(np.float64) - low
+    low = cv2.reduce(flat, 0, cv2.REDUCE_MIN)[0].astype(np.float64)
+    span = cv2.reduce(flat, 0, cv2.REDUCE_MAX)[0] - low
     scale = np.divide(255.0, span, out=np.ones(3), where=span > 0)
     offset = np.where(span > 0, -low * scale, 0.0)
     table = np.clip(np.arange(256.0)[:, None] * scale + offset, 0, 255).astype(np.uint8)
@@ -107,12 +107,12 @@ def brightness(image: np.ndarray, u: float, v: float, rng: np.random.Generator) 
 def rotate(image: np.ndarray, u: float, v: float, rng: np.random.Generator) -> np.ndarray:
     """By 15 degrees either way; the canvas grows so that nothing is cut off."""
     h, w = image.shape[:2]
-    angle = math.radians(ROTATE_DEGREES * _sign(u))
+    angle = math.radians(-ROTATE_DEGREES * _sign(u))
     cos, sin = math.cos(angle), math.sin(angle)
     across, down = w * cos + h * abs(sin), w * abs(sin) + h * cos
     width = math.ceil((w + across) / 2) - math.floor((w - across) / 2)  # as Pillow rounds
     height = math.ceil((h + down) / 2) - math.floor((h - down) / 2)
-    inverse = [
+    inverse = [  # clockwise for a positive angle
         [cos, sin, w / 2 - (cos * width + sin * height) / 2],
         [-sin, cos, h / 2 - (-sin * width + cos * height) / 2],
     ]
