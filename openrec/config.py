@@ -151,8 +151,13 @@ def _exists(value: Any, place: Place) -> bool:
 
 
 def _leaves(config: Any, place: Place, value: Any) -> Iterator[tuple[Place, Any]]:
-    """``value`` at ``place`` as single assignments: a mapping goes into a mapping, key by key."""
-    if isinstance(value, dict) and value and _exists(config, place) and isinstance(at(config, place), dict):
+    """``value`` at ``place`` as single assignments: a mapping goes into a mapping, key by key.
+
+    A list element is replaced as a whole: ``transforms.0={RecTVResize: {...}}`` exchanges a transform.
+    """
+    if place and isinstance(place[-1], int):
+        yield place, value
+    elif isinstance(value, dict) and value and _exists(config, place) and isinstance(at(config, place), dict):
         for key, item in value.items():
             yield from _leaves(config, (*place, key), item)
     else:

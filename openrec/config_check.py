@@ -173,6 +173,8 @@ def _data(section: Mapping[str, Any], where: str) -> list[str]:
     if isinstance(sampler, Mapping):
         problems += named("sampler", sampler, f"{where}.sampler")
         _warn_unused_beside_sampler(sampler, loader if isinstance(loader, Mapping) else {}, where)
+    elif sampler is None and isinstance(loader, Mapping) and not loader.get("batch_size_per_card"):
+        problems.append(f"{where}.loader.batch_size_per_card: missing; it is needed where there is no sampler.")
     return problems
 
 
@@ -193,33 +195,32 @@ def _dataset(dataset: Mapping[str, Any], where: str) -> list[str]:
     ops = dataset.get("transforms")
     problems = named("dataset", {k: v for k, v in dataset.items() if k != "transforms"}, where)
     if not isinstance(ops, Sequence) or isinstance(ops, str) or not ops:
-        return [
-            *problems,
-            f"{where}.transforms: expected a list of transforms such as - KeepKeys: {{keep_keys: "
-            f"[image, label, length]}}, got {ops!r}.",
-        ]
-    found = []
+        example = "- KeepKeys: {keep_keys: [image, label, length]}"
+        return [*problems, f"{where}.transforms: expected a list of transforms such as {example}, got {ops!r}."]
     for i, op in enumerate(ops):
-        at = f"{where}.transforms.{i}"
-        if not isinstance(op, Mapping) or len(op) != 1:
-            problems.append(
-                f"{at}: expected one name with its arguments, e.g. - DecodeImagePIL: {{img_mode: RGB}}, got {op!r}."
-            )
-            continue
-        ((name, arguments),) = op.items()
-        found.append(name)
-        problems += named(
-            "op",
-            {"name": name, **(arguments or {})} if isinstance(arguments or {}, Mapping) else arguments,
-            f"{at}.{name}",
-            shown=at,
-        )
-    if found and found[-1] != "KeepKeys" and len(found) == len(ops):
-        problems.append(
-            f"{where}.transforms: the last one must be KeepKeys (it makes the list that the model gets), "
-            f"it is {found[-1]}."
-        )
+        problems += _op(op, f"{where}.transforms.{i}")
+    name, arguments = _op_parts(ops[-1])
+    if name != "KeepKeys":
+        problems.append(f"{where}.transforms: the last one must be KeepKeys, which makes the list that the model gets.")
+    elif isinstance(arguments, Mapping) and (list(arguments.get("keep_keys") or ()) or ["image"])[0] != "image":
+        problems.append(f"{where}.transforms: the first of KeepKeys.keep_keys must be image.")
     return problems
+
+
+def _op_parts(op: Any) -> tuple[Any, Any]:
+    """Name and arguments of one entry of ``transforms``; a name alone is an op without arguments."""
+    if isinstance(op, Mapping) and len(op) == 1:
+        ((name, arguments),) = op.items()
+        return name, {} if arguments is None else arguments
+    return (op, {}) if isinstance(op, str) else (None, None)
+
+
+def _op(op: Any, where: str) -> list[str]:
+    name, arguments = _op_parts(op)
+    if not isinstance(arguments, Mapping):
+        example = "- DecodeImagePIL: {img_mode: RGB}"
+        return [f"{where}: expected one name with its arguments, such as {example}, got {op!r}."]
+    return named("op", {"name": name, **arguments}, f"{where}.{name}", shown=where)
 
 
 # ---- named parts and the kinds of their arguments ---------------------------------------------------
@@ -244,9 +245,8 @@ def named(section: Any, config: Any, where: str, shown: str = "") -> list[str]:
             return [str(error)]
     nested = getattr(target, "nested", {})
     plain = {k: v for k, v in config.items() if k not in nested}
-    kind = section if isinstance(section, str) else ""
     given = schema.CONTEXT_KEYS | set(nested) & set(config)
-    problems = registry.check_keys(target, plain, where, given=given, section=kind)
+    problems = registry.check_keys(target, plain, where, given=given)
     problems += _argument_kinds(target, plain, where)
     for key, inner in nested.items():
         if config.get(key) is not None:
@@ -263,6 +263,8 @@ def _argument_kinds(target: Any, config: Mapping[str, Any], where: str) -> list[
     known = registry.parameters(target)
     problems = []
     for key, value in config.items():
+        if key.endswith("_list") and isinstance(value, str):
+            continue  # one path or file in place of a list of them
         if key in hints and key in known and not fits(value, hints[key]):
             problems.append(
                 f"{where}.{key}: expected {_wording(hints[key])}, got {value!r}{schema.quoted_number_hint(value)}."
@@ -382,8 +384,8 @@ def _fit_sub_strings(config: Mapping[str, Any], decoder: Any) -> list[str]:
     length = inner.get("sub_str_len", 5)
     problems = []
     for i, op in enumerate(config["Train"]["dataset"]["transforms"]):
-        arguments = next(iter(op.values())) or {}
-        label = arguments.get("gtc_label_encode", {"name": next(iter(op)), **arguments})
+        name, arguments = _op_parts(op)
+        label = arguments.get("gtc_label_encode", {"name": name, **arguments})
         if label.get("name") == "SMTRLabelEncode" and label.get("sub_str_len", 5) != length:
             problems.append(
                 f"Train.dataset.transforms.{i}: SMTRLabelEncode cuts sub-strings of {label.get('sub_str_len', 5)} "

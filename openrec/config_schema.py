@@ -181,8 +181,7 @@ LOADER: dict[str, Key] = {
     "max_ratio": Key("int", 10, "largest ratio bucket of Ratio* datasets"),
     "min_ratio": Key("int", 1, "smallest ratio bucket of Ratio* datasets"),
     "collate_fn": Key("path", None, "name of a collate function; null: the usual one"),
-    "prefetch_factor": Key("int", 2, "batches that each worker prepares ahead"),
-    "persistent_workers": Key("bool", True, "keep workers between epochs"),
+    "start_method": Key("path", None, "how workers start: fork, spawn or forkserver; null: the platform's way"),
 }
 
 EXPORT: dict[str, Key] = {

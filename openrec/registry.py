@@ -162,22 +162,24 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def _known_keys(target: Any, section: Any) -> tuple[dict[str, inspect.Parameter], tuple[str, ...], dict[str, str]]:
-    tolerated = TOLERATED.get(section, ()) if isinstance(section, str) else ()
-    ignored = (*getattr(target, "ignored_keys", ()), *tolerated)
+def section_of(target: Any) -> str:
+    """The section whose table holds ``target``, or an empty string."""
+    path = f"{target.__module__}:{target.__qualname__}"
+    return next((section for section, table in TABLE.items() if path in table.values()), "")
+
+
+def _known_keys(target: Any) -> tuple[dict[str, inspect.Parameter], tuple[str, ...], dict[str, str]]:
+    ignored = (*getattr(target, "ignored_keys", ()), *TOLERATED.get(section_of(target), ()))
     return parameters(target), ignored, dict(getattr(target, "key_aliases", {}))
 
 
-def check_keys(
-    target: Any, config: Mapping[str, Any], where: str, given: Iterable[str] = (), section: Any = ""
-) -> list[str]:
+def check_keys(target: Any, config: Mapping[str, Any], where: str, given: Iterable[str] = ()) -> list[str]:
     """Problems of ``config`` as arguments of ``target``: unknown keys, missing required ones, nested configs.
 
     Args:
         given: names of parameters that the caller will supply itself.
-        section: the table that ``target`` comes from, for the keys tolerated there.
     """
-    known, ignored, aliases = _known_keys(target, section)
+    known, ignored, aliases = _known_keys(target)
     problems = []
     for key, value in config.items():
         if key == "name" and "name" not in known:
@@ -192,7 +194,8 @@ def check_keys(
             continue
         inner = getattr(target, "nested", {}).get(key)
         if inner is not None and value is not None:
-            problems += check(inner, value, f"{where}.{key}", given)
+            # what a part is given (in_channels, ...) it can hand on to the parts inside it
+            problems += check(inner, value, f"{where}.{key}", {*given, *known})
     present = set(config) | {aliases[k] for k in config if k in aliases} | set(given)
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in present:
@@ -204,15 +207,14 @@ def check(section: Any, config: Any, where: str, given: Iterable[str] = ()) -> l
     """Problems of a ``{name: ..., **arguments}`` mapping, without building anything."""
     if not isinstance(config, Mapping):
         return [f"{where}: expected a mapping with a name and its arguments, got {config!r}."]
-    target = section
     if isinstance(section, str):
         if "name" not in config:
             return [f"{where}.name: missing. Known: {', '.join(names(section))}."]
         try:
-            target = resolve(section, config["name"], where)
+            section = resolve(section, config["name"], where)
         except ConfigError as error:
             return [str(error)]
-    return check_keys(target, config, where, given, section)
+    return check_keys(section, config, where, given)
 
 
 def build(section: str, config: Mapping[str, Any], where: str = "", **context: Any) -> Any:
@@ -229,14 +231,14 @@ def build(section: str, config: Mapping[str, Any], where: str = "", **context: A
         raise ConfigError(f"{where}: expected a mapping with the key 'name', got {config!r}.")
     target = resolve(section, config["name"], where)
     arguments = {k: v for k, v in config.items() if k != "name"}
-    return call(target, arguments, where, section, **context)
+    return call(target, arguments, where, **context)
 
 
-def call(target: Any, arguments: Mapping[str, Any] | None, where: str, section: str = "", **context: Any) -> Any:
+def call(target: Any, arguments: Mapping[str, Any] | None, where: str, **context: Any) -> Any:
     """``target(**arguments)`` with the checks of ``build`` for a class that is already known."""
     arguments = dict(arguments or {})
-    known, ignored, aliases = _known_keys(target, section)
-    problems = check_keys(target, arguments, where, context, section)
+    known, ignored, aliases = _known_keys(target)
+    problems = check_keys(target, arguments, where, given=context)
     if problems:
         raise ConfigError("\n".join(problems))
     kwargs = {k: v for k, v in context.items() if k in known}

@@ -179,6 +179,8 @@ def test_all_overrides_hold(write):
     assert config["Global"]["epoch_num"] == 5 and "epochs" not in config["Global"]
     assert config["Global"]["pretrained_model"] is None
     assert train["sampler"] == {"name": "RatioSampler", "first_bs": 8}
+    ops = load_config(write(BASIC), ["Train.dataset.transforms.0={DecodeImage: {img_mode: BGR}}"])["Train"]["dataset"]
+    assert ops["transforms"][0] == {"DecodeImage": {"img_mode": "BGR"}}
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,8 @@ def test_keys_with_dots_can_be_overridden(write):
 
 ANCHORED = """
     Global: {max_text_length: &len 25, other: *len}
-    Train: {sampler: {first_bs: &bs 8}, loader: {n: *bs}, ops: [{A: {max_text_length: *len}}, {B: *len}], all: &all {x: 1}}
+    Train: {sampler: {first_bs: &bs 8}, loader: {n: *bs},
+            ops: [{A: {max_text_length: *len}}, {B: *len}], all: &all {x: 1}}
     Eval: {sampler: {first_bs: *bs}, ops: [{A: {max_text_length: *len}}], all: *all}
 """
 
@@ -358,7 +361,8 @@ def test_check_lists_all_problems_of_the_fixed_tables(write):
         check_config(load_config(path), "train")
     text = str(error.value)
     for part in (
-        'Global.epoch_nums: no such key. Did you mean "epoch_num"?', "Global.epoch_num: missing", "Global.use_amp: expected",
+        'Global.epoch_nums: no such key. Did you mean "epoch_num"?', "Global.epoch_num: missing",
+        "Global.use_amp: expected",
         "Global.save_epoch_step: expected a list of two", "Global.device: expected gpu, cpu or mps, got 'tpu'",
         'Global.pretrained_model: "no/such.pth" not found', "Arch: no such section", "Architecture: missing",
         "Loss: missing", "LRScheduler: missing", "PostProcess: missing", "Metric: missing", "Eval: expected a mapping",
@@ -371,16 +375,18 @@ def test_check_lists_all_problems_of_the_fixed_tables(write):
 
 
 def test_optimizer_names_are_those_of_torch(write):
-    with pytest.raises(ConfigError, match='torch.optim has no "AdamWW". Did you mean "AdamW"'):
+    with pytest.raises(ConfigError, match=r'torch\.optim has no "AdamWW". Did you mean "AdamW"'):
         check_config(load_config(write("Global: {epoch_num: 1}\nOptimizer: {name: AdamWW, lr: 1e-4}")))
 
 
 @pytest.mark.parametrize(
     ("item", "hint", "good"),
     [
-        (3, float, True), ("3", float, False), (True, int, False), (3.0, int, True), (3.5, int, False), (1, bool, False),
-        (None, int | None, True), ([1, 2], list[int], True), ([1, "2"], list[int], False), ("ab", list[str], False),
-        ([[1, 2]], list[list[int]] | None, True), ([32, 128], tuple[int, int], True), ({}, dict, True), (3, dict, False),
+        (3, float, True), ("3", float, False), (True, int, False), (3.0, int, True), (3.5, int, False),
+        (1, bool, False), (None, int | None, True), ([1, 2], list[int], True), ([1, "2"], list[int], False),
+        ("ab", list[str], False),
+        ([[1, 2]], list[list[int]] | None, True), ([32, 128], tuple[int, int], True), ({}, dict, True),
+        (3, dict, False),
         (3, "unknown", True),
     ],
 )  # fmt: skip

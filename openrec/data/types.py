@@ -11,7 +11,7 @@ from torch import Tensor
 class Pick(NamedTuple):
     """What a sampler asks a dataset for."""
 
-    index: int  # position in the dataset
+    index: int  # type: ignore[assignment]  # position in the dataset
     epoch: int = 1  # 1-based epoch: goes into the sample's random generator
     size: tuple[int, int] | None = None  # target (width, height) px; None: the transforms decide
     ratio: int = 0  # ratio bucket (0: none)

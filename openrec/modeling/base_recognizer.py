@@ -31,6 +31,10 @@ class BaseRecognizer(nn.Module):
         ConfigError: the decoder needs a map and the encoder gives a sequence.
     """
 
+    transform: nn.Module
+    encoder: nn.Module
+    decoder: nn.Module
+
     def __init__(
         self,
         *,
@@ -64,8 +68,8 @@ class BaseRecognizer(nn.Module):
             return set()
         names: set[str] = set()
         for child in self.children():
-            if hasattr(child, "no_weight_decay"):
-                names |= set(child.no_weight_decay())
+            own = getattr(child, "no_weight_decay", None)
+            names |= set(own()) if callable(own) else set()
         return names
 
 

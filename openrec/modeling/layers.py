@@ -8,7 +8,8 @@ stochastic depth is Huang et al., "Deep Networks with Stochastic Depth". State-d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import platform
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,50 @@ def drop_path(p: float) -> nn.Module:
     return DropPath(p) if p > 0.0 else nn.Identity()
 
 
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _use_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Float32 on an x86 CPU in eager mode: where oneDNN's product is worth calling instead of PyTorch's default."""
+    return (
+        _X86
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim in (3, 4)
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """``F.linear``, through oneDNN on x86 CPUs: the same numbers to rounding, about twice as fast on AMD.
+
+    PyTorch multiplies float32 matrices with MKL, which does not use the full width of other makers' processors;
+    its 1x1 convolutions go to oneDNN, which does. ``gelu`` applies the exact GELU to the result.
+    """
+    if _use_onednn(x, weight):
+        if not torch.is_grad_enabled():
+            tail: tuple = ("gelu", [], "none") if gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *tail)
+        # PyTorch hands convolutions of small batches on one thread to another, slower routine.
+        if x.shape[0] >= 16 or torch.get_num_threads() > 1:
+            maps = x.unsqueeze(1) if x.ndim == 3 else x
+            out = F.conv2d(maps.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+            out = out.squeeze(1) if x.ndim == 3 else out
+            return F.gelu(out) if gelu else out
+    out = F.linear(x, weight, bias)
+    return F.gelu(out) if gelu else out
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that multiplies with ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation and dropout after each: ``[..., dim] -> [..., out or dim]``."""
 
@@ -55,13 +100,17 @@ class Mlp(nn.Module):
         drop: float = 0.0,
     ):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden or dim)
+        self.fc1 = Linear(dim, hidden or dim)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden or dim, out or dim)
+        self.fc2 = Linear(hidden or dim, out or dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
+            x = linear(x, self.fc1.weight, self.fc1.bias, gelu=True)
+        else:
+            x = self.act(self.fc1(x))
+        return self.drop(self.fc2(self.drop(x)))
 
 
 class Attention(nn.Module):
@@ -86,9 +135,9 @@ class Attention(nn.Module):
             raise ValueError(f"Attention: dim {dim} cannot be split into {num_heads} heads of equal width")
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +168,18 @@ class ConvBNLayer(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)))
+        return self.act(self.norm(self.conv(x)) if self.training else self._folded(x))
+
+    def _folded(self, x: Tensor) -> Tensor:
+        """With fixed statistics the norm is a factor and a shift per channel: part of the convolution."""
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        if conv.bias is not None:
+            shift = shift + conv.bias * scale
+        weight = conv.weight * scale.view(-1, 1, 1, 1)
+        return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class LayerNorm2d(nn.Module):
@@ -141,15 +201,15 @@ def flatten_map(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def unflatten_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+def unflatten_map(x: Tensor, size: Sequence[int]) -> Tensor:
     """``[B, H*W, C] -> [B, C, H, W]``; the inverse of ``flatten_map``."""
-    return x.transpose(1, 2).unflatten(2, size)
+    return x.transpose(1, 2).unflatten(2, (size[0], size[1]))
 
 
 # ---------------------------------------------------------------------------- initialisation
 
 
-def guard(*parameters: nn.Parameter | None, decay: bool = False) -> None:
+def guard(*parameters: Tensor | None, decay: bool = False) -> None:
     """Protect parameters that a blanket initialisation would destroy (``_no_reinit``).
 
     ``decay=False`` also keeps weight decay off them (``_no_weight_decay``): the usual case, since a value that

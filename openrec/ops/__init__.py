@@ -4,13 +4,14 @@
 * ``selective_scan``, ``selective_scan_state``: the recurrence of Mamba and of DAMamba.
 * ``deform_sample``: bilinear samples at free points.
 
-``available()`` tells which backends run them here.
+``available()`` tells which backends run them here; ``keep_freed_memory()`` speeds up work on CPU.
 """
 
 from __future__ import annotations
 
 from openrec.ops.dcnv3 import dcnv3, dcnv3_ref
 from openrec.ops.deform_sample import deform_sample, deform_sample_ref
+from openrec.ops.memory import keep_freed_memory
 from openrec.ops.selective_scan import (
     selective_scan,
     selective_scan_ref,
@@ -24,6 +25,7 @@ __all__ = [
     "dcnv3_ref",
     "deform_sample",
     "deform_sample_ref",
+    "keep_freed_memory",
     "selective_scan",
     "selective_scan_ref",
     "selective_scan_state",

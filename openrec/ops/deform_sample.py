@@ -92,7 +92,9 @@ class _SampleRows(torch.autograd.Function):
         index, cx, cy = _corner_rows(x, y, size)
         bag = _bilinear(cx.weights(), cy.weights(), weight)
         points = x.shape[-1]
-        out = F.embedding_bag(index.view(-1, 4 * points), table, mode="sum", per_sample_weights=bag.view(-1, 4 * points))
+        out = F.embedding_bag(
+            index.view(-1, 4 * points), table, mode="sum", per_sample_weights=bag.view(-1, 4 * points)
+        )
         ctx.save_for_backward(table, index, bag, weight, cx.fraction, cy.fraction, *cx[2:4], *cy[2:4])
         ctx.shape = x.shape
         return out
@@ -147,10 +149,10 @@ def _bilinear(wx: tuple[Tensor, Tensor], wy: tuple[Tensor, Tensor], weight: Tens
 def _scatter_rows(grad: Tensor, index: Tensor, bag: Tensor, points: int, rows: int) -> Tensor:
     """Gradient of the table: row ``r`` collects ``bag * grad`` of every corner that read it, in a fixed order."""
     index, order = index.view(-1).sort(stable=True)
-    starts = torch.searchsorted(index, torch.arange(rows, device=index.device, dtype=index.dtype))
-    query = order.div(4 * points, rounding_mode="floor")
+    starts = torch._convert_indices_from_coo_to_csr(index, rows, out_int32=True)
+    query = order.int().div_(4 * points, rounding_mode="floor")
     weights = bag.view(-1).index_select(0, order)
-    return F.embedding_bag(query, grad, starts, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(query, grad, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def sample_rows(value: Tensor, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:

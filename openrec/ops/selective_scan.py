@@ -71,9 +71,7 @@ def selective_scan_ref(
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``selective_scan`` as a loop over time with automatic gradients: the definition."""
-    return selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference"
-    )
+    return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference")
 
 
 def selective_scan_state(

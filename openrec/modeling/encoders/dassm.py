@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from openrec.modeling.layers import (
     LayerNorm2d,
+    Linear,
     drop_path,
     guard,
     inverse_softplus,
+    linear,
     log_uniform,
     trunc_normal_,
 )
@@ -31,12 +33,22 @@ from openrec.ops import dcnv3, selective_scan
 class ResDWC(nn.Module):
     """x + depthwise convolution of x, ``[B, C, H, W]``: a position encoding that knows no image size."""
 
+    identity: Tensor
+
     def __init__(self, dim: int, kernel_size: int = 3):
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"ResDWC: the kernel must be odd to keep the map's size, got {kernel_size}")
         self.conv = nn.Conv2d(dim, dim, kernel_size, 1, kernel_size // 2, groups=dim)
+        one = torch.zeros(1, 1, kernel_size, kernel_size)
+        one[..., kernel_size // 2, kernel_size // 2] = 1
+        self.register_buffer("identity", one, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x)
+        if torch.is_autocast_enabled(x.device.type):  # 1 + w would lose most of w's digits in half precision
+            return x + self.conv(x)
+        conv = self.conv  # x + w * x = (1 + w) * x: one pass over the map instead of two
+        return F.conv2d(x, conv.weight + self.identity, conv.bias, 1, conv.padding, 1, conv.groups)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # DAMamba stores its identity kernel as a frozen parameter; here the identity is the addition.
@@ -70,7 +82,7 @@ class ConvFFN(nn.Module):
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 1x1 convolution as the matrix product it is: channels-last maps need no other layout for it."""
-    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    return linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
 
 
 class _ToChannelsLast(nn.Module):
@@ -78,7 +90,7 @@ class _ToChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-class Dynamic_Adaptive_Scan(nn.Module):  # noqa: N801 (the name that configs and checkpoints know)
+class Dynamic_Adaptive_Scan(nn.Module):
     """Move every position of a map by a learned offset: one sample per position and group.
 
     Args:
@@ -103,7 +115,7 @@ class Dynamic_Adaptive_Scan(nn.Module):  # noqa: N801 (the name that configs and
             nn.Sequential(_ToChannelsLast(), nn.LayerNorm(channels, eps=1e-6)),
             nn.GELU(),
         )
-        self.offset = nn.Linear(channels, group * 2)
+        self.offset = Linear(channels, group * 2)
         if das_init not in ("zero", "trunc_normal"):
             raise ValueError(f'das_init must be "zero" or "trunc_normal", got "{das_init}"')
         (nn.init.zeros_ if das_init == "zero" else trunc_normal_)(self.offset.weight)
@@ -157,6 +169,8 @@ class DASSM(nn.Module):
                 f"DASSM: {d_model} channels (times expand = {inner}) cannot be split into groups of head_dim "
                 f"{head_dim}; choose a head_dim that divides them"
             )
+        if d_conv % 2 == 0:
+            raise ValueError(f"DASSM: d_conv must be odd to keep the map's size, got {d_conv}")
         if scan_order not in ("row", "col"):
             raise ValueError(f'DASSM: scan_order must be "row" or "col", got "{scan_order}"')
         self.rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
@@ -190,18 +204,23 @@ class DASSM(nn.Module):
             x = x.transpose(2, 3)
         size = x.shape[2:]
         u = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, L, inner]
-        parts = F.linear(u, self.x_proj_weight)
+        parts = linear(u, self.x_proj_weight)
         step, b, c = parts.split((self.rank, self.d_state, self.d_state), -1)
-        delta = F.linear(step, self.dt_projs_weight)
+        delta = linear(step, self.dt_projs_weight)
+        decay = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
         y = selective_scan(
-            *(t.transpose(1, 2) for t in (u, delta)),
-            -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32))),
-            *(t.transpose(1, 2) for t in (b, c)),
-            D=self.Ds,
+            u.transpose(1, 2),
+            delta.transpose(1, 2),
+            decay,
+            b.transpose(1, 2),
+            c.transpose(1, 2),
+            self.Ds,
             delta_bias=self.dt_projs_bias,
             delta_softplus=True,
             backend=self.op_backend,
-        ).unflatten(2, size)
+        )
+        assert isinstance(y, Tensor)
+        y = y.unflatten(2, size)
         return y.transpose(2, 3) if self.scan_order == "col" else y
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from openrec.modeling.layers import (
     Attention,
     ConvBNLayer,
+    Linear,
     Mlp,
     drop_path,
     flatten_map,
@@ -158,7 +159,7 @@ class POPatchEmbed(nn.Module):
             self.patch_embed.append(FlattenTranspose())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Size]:
-        h, w = (-(-(-(-n // 2)) // 2) for n in x.shape[2:])
+        h, w = ((n + 3) // 4 for n in x.shape[2:])  # two strides of 2, each rounded up
         return self.patch_embed(x), (h, w)
 
 
@@ -189,7 +190,7 @@ class LastStage(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, last_drop: float):
         super().__init__()
-        self.last_conv = nn.Linear(in_channels, out_channels, bias=False)
+        self.last_conv = Linear(in_channels, out_channels, bias=False)
         self.dropout = nn.Dropout(last_drop)
 
     def forward(self, x: Tensor, size: Size) -> tuple[Tensor, Size]:

@@ -39,9 +39,7 @@ class Plan(NamedTuple):
     pre_norm: bool  # the last block leaves the residual stream bare
 
 
-def make_plan(
-    mixer: Sequence[str | Sequence[str]], depths: Sequence[int], known: Mapping[str, Mixer] = MIXERS
-) -> Plan:
+def make_plan(mixer: Sequence[str | Sequence[str]], depths: Sequence[int], known: Mapping[str, Mixer] = MIXERS) -> Plan:
     """Check ``mixer`` against ``depths`` and track the rank.
 
     Raises:
@@ -72,7 +70,9 @@ def parse_mixers(stage: str | Sequence[str], known: Mapping[str, Mixer], where: 
     for part in stage.split(",") if isinstance(stage, str) else stage:
         match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*(\d+)\s*)?", part) if isinstance(part, str) else None
         if match is None:
-            raise ConfigError(f"{where}: {part!r} is no mixer; write a name, or a compact string such as 'Conv*4, Mamba*2'")
+            raise ConfigError(
+                f"{where}: {part!r} is no mixer; write a name, or a compact string such as 'Conv*4, Mamba*2'"
+            )
         if match[1] not in known:
             raise ConfigError(f'{where}: no mixer is called "{match[1]}".{nearest(match[1], known)}')
         names += [match[1]] * int(match[2] or 1)
