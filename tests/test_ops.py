@@ -120,7 +120,7 @@ def test_far_and_broken_offsets_are_harmless():
     x, offset = scan_input(dtype=torch.float32)
     for value in (1e30, -1e30, float("inf"), float("-inf")):
         assert torch.equal(ops.dcnv3(x, offset + value, group=2), torch.zeros_like(x))
-    assert ops.dcnv3(x, offset + float("nan"), group=2).isnan().all()
+    assert torch.equal(ops.dcnv3(x, offset + float("nan"), group=2), torch.zeros_like(x))  # nowhere is outside
 
 
 def test_coordinates_stay_exact_under_autocast():

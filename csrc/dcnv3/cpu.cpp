@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& in
   const OptionalTensor weights = dense(mask, compute);
   Tensor d_input = torch::stable::new_empty(input, input.sizes());
   Tensor d_offset = torch::stable::new_empty(off, offset.sizes());
-  Tensor d_mask = weights ? torch::stable::new_empty(*weights, mask->sizes()) : nothing(offset);
+  Tensor d_mask = weights ? torch::stable::new_empty(*weights, mask->sizes()) : nothing(input);
   if (upstream.numel() == 0) {
     torch::stable::zero_(d_input), torch::stable::zero_(d_offset), torch::stable::zero_(d_mask);
   } else {

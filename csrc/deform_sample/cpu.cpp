@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
   const OptionalTensor weights = dense(weight, compute);
   Tensor d_value = torch::stable::new_empty(value, value.sizes());
   Tensor d_loc = torch::stable::new_empty(points, loc.sizes());
-  Tensor d_weight = weights ? torch::stable::new_empty(*weights, weight->sizes()) : nothing(points);
+  Tensor d_weight = weights ? torch::stable::new_empty(*weights, weight->sizes()) : nothing(value);
   if (upstream.numel() == 0 || value.numel() == 0) {
     torch::stable::zero_(d_value), torch::stable::zero_(d_loc), torch::stable::zero_(d_weight);
   } else {
