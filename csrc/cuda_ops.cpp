@@ -76,13 +76,12 @@ Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::co
 Tensor dense(const Tensor& t, ScalarType type) { return dense(as(t, type)); }
 MaybeTensor dense(const MaybeTensor& t, ScalarType type) { return t ? MaybeTensor(dense(*t, type)) : t; }
 
-// Contiguous, in the storage type or the arithmetic type: kernels read both.
-Tensor dense_either(const Tensor& t, ScalarType storage) {
-  return t.scalar_type() == storage ? dense(t) : dense(t, wide_type(storage));
+// Contiguous, and float64 exactly where `main` is: kernels read all other mixes as they are.
+Tensor beside(const Tensor& t, ScalarType main) {
+  if (main == ScalarType::Double) return dense(t, main);
+  return t.scalar_type() == ScalarType::Double ? dense(t, ScalarType::Float) : dense(t);
 }
-MaybeTensor dense_either(const MaybeTensor& t, ScalarType storage) {
-  return t ? MaybeTensor(dense_either(*t, storage)) : t;
-}
+MaybeTensor beside(const MaybeTensor& t, ScalarType main) { return t ? MaybeTensor(beside(*t, main)) : t; }
 
 const void* data(const Tensor& t) { return t.const_data_ptr(); }
 const void* data(const MaybeTensor& t) { return t ? t->const_data_ptr() : nullptr; }
@@ -127,8 +126,7 @@ Dcnv3Problem dcnv3_problem(const Tensor& input, const Tensor& offset, const Mayb
                     ": kernel_size, stride and dilation must be positive, pad not negative");
   Dcnv3Problem p{};
   p.dtype = dtype_of(input, op);
-  p.offset_wide = offset.scalar_type() != input.scalar_type();
-  p.mask_wide = mask && mask->scalar_type() != input.scalar_type();
+  p.offset_type = dtype_of(offset, op), p.mask_type = mask ? dtype_of(*mask, op) : p.dtype;
   p.batch = input.size(0);
   p.height = small(input.size(1), "height"), p.width = small(input.size(2), "width");
   p.kernel_h = small(kernel[0], "kernel_size"), p.kernel_w = small(kernel[1], "kernel_size");
@@ -154,7 +152,7 @@ Tensor dcnv3_forward_cuda(Tensor input, Tensor offset, MaybeTensor mask, Ints ke
                           int64_t group, double offset_scale, bool remove_center) {
   const OnDevice on(input);
   const ScalarType type = input.scalar_type();
-  input = dense(input), offset = dense_either(offset, type), mask = dense_either(mask, type);
+  input = dense(input), offset = beside(offset, type), mask = beside(mask, type);
   const Dcnv3Problem p =
       dcnv3_problem(input, offset, mask, kernel, stride, pad, dilation, group, offset_scale, remove_center);
   Tensor out = make(input, {p.batch, p.out_height, p.out_width, input.size(3)}, type);
@@ -173,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cuda(Tensor grad, Tensor input
   const OnDevice on(input);
   const ScalarType type = input.scalar_type(), offset_type = offset.scalar_type();
   const ScalarType mask_type = mask ? mask->scalar_type() : type;
-  grad = dense(grad, type), input = dense(input), offset = dense_either(offset, type), mask = dense_either(mask, type);
+  grad = dense(grad, type), input = dense(input), offset = beside(offset, type), mask = beside(mask, type);
   const Dcnv3Problem p =
       dcnv3_problem(input, offset, mask, kernel, stride, pad, dilation, group, offset_scale, remove_center);
   check_shape(grad, {p.batch, p.out_height, p.out_width, input.size(3)}, "dcnv3: the gradient");
@@ -195,8 +193,7 @@ DeformSampleProblem deform_sample_problem(const Tensor& value, const Tensor& loc
   STD_TORCH_CHECK(value.dim() == 5 && loc.dim() == 5, op, ": value must be [B, M, c, H, W] and loc [B, M, Q, P, 2]");
   DeformSampleProblem p{};
   p.dtype = dtype_of(value, op);
-  p.loc_wide = loc.scalar_type() != value.scalar_type();
-  p.weight_wide = weight && weight->scalar_type() != value.scalar_type();
+  p.loc_type = dtype_of(loc, op), p.weight_type = weight ? dtype_of(*weight, op) : p.dtype;
   p.batch = value.size(0);
   p.heads = small(value.size(1), "the number of heads"), p.channels = small(value.size(2), "the number of channels");
   p.height = small(value.size(3), "height"), p.width = small(value.size(4), "width");
@@ -217,7 +214,7 @@ Ints deform_sample_shape(const DeformSampleProblem& p, bool weighted) {
 Tensor deform_sample_forward_cuda(Tensor value, Tensor loc, MaybeTensor weight) {
   const OnDevice on(value);
   const ScalarType type = value.scalar_type();
-  value = dense(value), loc = dense_either(loc, type), weight = dense_either(weight, type);
+  value = dense(value), loc = beside(loc, type), weight = beside(weight, type);
   const DeformSampleProblem p = deform_sample_problem(value, loc, weight);
   Tensor out = make(value, deform_sample_shape(p, weight.has_value()), type);
   if (out.numel() == 0) return out;
@@ -233,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> deform_sample_backward_cuda(Tensor grad, Tens
   const OnDevice on(value);
   const ScalarType type = value.scalar_type(), loc_type = loc.scalar_type();
   const ScalarType weight_type = weight ? weight->scalar_type() : type;
-  grad = dense(grad, type), value = dense(value), loc = dense_either(loc, type), weight = dense_either(weight, type);
+  grad = dense(grad, type), value = dense(value), loc = beside(loc, type), weight = beside(weight, type);
   const DeformSampleProblem p = deform_sample_problem(value, loc, weight);
   check_shape(grad, deform_sample_shape(p, weight.has_value()), "deform_sample: the gradient");
   Tensor grad_value = make_like(value), grad_loc = make_like(loc), grad_weight = make_like(weight, value, type);
@@ -272,12 +269,12 @@ struct Scan {
       type = ScalarType::Float;
     wide = wide_type(type);
     u = dense(u_, type), delta = dense(delta_, type), A = dense(A_, wide);
-    B = B_.scalar_type() == type ? B_ : as(B_, wide), C = C_.scalar_type() == type ? C_ : as(C_, wide);
+    B = doubles ? as(B_, type) : B_, C = doubles ? as(C_, type) : C_;  // any strides
     D = dense(D_, wide), z = dense(z_, type), bias = dense(bias_, wide);
 
     ScanProblem& p = problem;
     p.dtype = dtype_of(u, op);
-    p.b_wide = B.scalar_type() != type, p.c_wide = C.scalar_type() != type;
+    p.b_type = dtype_of(B, op), p.c_type = dtype_of(C, op);
     p.softplus = softplus, p.reverse = reverse, p.channels_last = channels_last;
     const int dim_axis = channels_last ? 2 : 1, length_axis = channels_last ? 1 : 2;
     const int group = channels_last ? 2 : 1, state = channels_last ? 3 : 2, step = channels_last ? 1 : 3;

@@ -6,121 +6,132 @@
 namespace openrec {
 namespace OPENREC_ISA {
 
-// A map of rows: pixel (y, x) starts at `row * y + pixel * x` and holds the channels next to each other.
+// A map of rows: pixel (y, x) starts at `row * y + pixel * x` and holds the channels next to each other. `outside` is
+// where neighbours outside the map are read: a row of zeros (for gradients, a row that nobody reads), as a distance
+// from p. With it the arithmetic needs no branches; random points would mispredict half of them.
 template <class S>
 struct Plane {
   S* p;
-  int64_t height, width, row, pixel;
+  int64_t height, width, row, pixel, outside;
 };
 
-// The four neighbours of a point: rows of channels and their weights. A neighbour outside the map is `outside`, a row
-// of zeros (or, for gradients, a row that nobody reads), so that the arithmetic needs no branches.
-template <class S, class T>
+// Element distance between two places in different arrays.
+template <class S>
+OPENREC_INLINE int64_t distance(const S* from, const S* to) {
+  return int64_t((intptr_t)to - (intptr_t)from) / int64_t(sizeof(S));
+}
+
+// The four neighbours of a point, as distances from the plane's start, and its place between them.
+template <class T>
 struct Taps {
-  S *p00, *p01, *p10, *p11;  // (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1)
-  T fy, fx;                  // distance from (y, x)
-  bool inside;               // false: the point reads zero, and its gradients are zero
+  int64_t i00, i01, i10, i11;  // (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1)
+  T fy, fx;                    // distance from (y, x)
 };
 
-// NaN and infinity fail both comparisons, so no address is ever computed from them.
+// Lower neighbour of x on an axis of `size` pixels, -2 and `size` meaning far outside; NaN is far outside.
+template <class T>
+OPENREC_INLINE int64_t lower(T x, int64_t size, T& fraction) {
+  const T near = x >= T(-1) ? (x < T(size) ? x : T(size)) : T(-2);
+  int32_t i = int32_t(near);
+  i -= T(i) > near;
+  fraction = near - T(i);
+  return i;
+}
+
 template <class S, class T>
-OPENREC_INLINE Taps<S, T> taps(const Plane<S>& m, T y, T x, S* outside) {
-  Taps<S, T> t;
-  if (y >= 0 && x >= 0 && y < T(m.height - 1) && x < T(m.width - 1)) {
-    const int64_t iy = int64_t(y), ix = int64_t(x);
-    t.fy = y - T(iy), t.fx = x - T(ix);
-    t.p00 = m.p + iy * m.row + ix * m.pixel;
-    t.p01 = t.p00 + m.pixel, t.p10 = t.p00 + m.row, t.p11 = t.p10 + m.pixel;
-    t.inside = true;
-  } else if (y >= -1 && x >= -1 && y < T(m.height) && x < T(m.width)) {
-    const int64_t iy = y < 0 ? -1 : int64_t(y), ix = x < 0 ? -1 : int64_t(x);
-    t.fy = y - T(iy), t.fx = x - T(ix);
-    const bool top = iy >= 0, bottom = iy + 1 < m.height, left = ix >= 0, right = ix + 1 < m.width;
-    S* const base = m.p + iy * m.row + ix * m.pixel;
-    t.p00 = top && left ? base : outside;
-    t.p01 = top && right ? base + m.pixel : outside;
-    t.p10 = bottom && left ? base + m.row : outside;
-    t.p11 = bottom && right ? base + m.row + m.pixel : outside;
-    t.inside = true;
-  } else {
-    t.p00 = t.p01 = t.p10 = t.p11 = outside;
-    t.fy = t.fx = 0;
-    t.inside = false;
-  }
+OPENREC_INLINE Taps<T> taps(const Plane<S>& m, T y, T x) {
+  Taps<T> t;
+  const int64_t iy = lower(y, m.height, t.fy), ix = lower(x, m.width, t.fx);
+  const bool top = uint64_t(iy) < uint64_t(m.height), bottom = uint64_t(iy + 1) < uint64_t(m.height);
+  const bool left = uint64_t(ix) < uint64_t(m.width), right = uint64_t(ix + 1) < uint64_t(m.width);
+  const int64_t first = iy * m.row + ix * m.pixel;
+  t.i00 = top & left ? first : m.outside;
+  t.i01 = top & right ? first + m.pixel : m.outside;
+  t.i10 = bottom & left ? first + m.row : m.outside;
+  t.i11 = bottom & right ? first + m.row + m.pixel : m.outside;
   return t;
 }
 
+template <class T>
+struct Corners {
+  T w00, w01, w10, w11;
+
+  explicit Corners(const Taps<T>& t) {
+    w11 = t.fy * t.fx, w10 = t.fy - w11, w01 = t.fx - w11, w00 = (1 - t.fy) - w01;
+  }
+};
+
 template <class S, class T>
-OPENREC_INLINE Vec<T> blend(const Taps<S, T>& t, int64_t c, T w00, T w01, T w10, T w11) {
-  return load(t.p00 + c) * w00 + load(t.p01 + c) * w01 + load(t.p10 + c) * w10 + load(t.p11 + c) * w11;
+OPENREC_INLINE Vec<T> blend(const S* p, const Taps<T>& t, const Corners<T>& w) {
+  return (load(p + t.i00) * w.w00 + load(p + t.i01) * w.w01) + (load(p + t.i10) * w.w10 + load(p + t.i11) * w.w11);
+}
+template <class S, class T>
+OPENREC_INLINE T blend_one(const S* p, const Taps<T>& t, const Corners<T>& w) {
+  return (to_float(p[t.i00]) * w.w00 + to_float(p[t.i01]) * w.w01) + (to_float(p[t.i10]) * w.w10 + to_float(p[t.i11]) * w.w11);
 }
 
-// out[c] (+)= weight * sample. Vectors of channels, then single ones.
-template <class S, class T, bool First>
-OPENREC_INLINE void gather(const Taps<S, T>& t, T weight, int64_t channels, T* out) {
+// out[c] += weight * sample (or = without Add): vectors of channels, then single ones.
+template <class S, class T, bool Add>
+OPENREC_INLINE void gather(const Plane<S>& m, const Taps<T>& t, T weight, int64_t channels, T* out) {
   constexpr int L = kLanes<T>;
-  const T w11 = t.fy * t.fx * weight, w10 = t.fy * (1 - t.fx) * weight;
-  const T w01 = (1 - t.fy) * t.fx * weight, w00 = (1 - t.fy) * (1 - t.fx) * weight;
+  const Corners<T> w(t);
   int64_t c = 0;
   for (; c + L <= channels; c += L) {
-    const Vec<T> v = blend(t, c, w00, w01, w10, w11);
-    store(out + c, First ? v : load(out + c) + v);
+    const Vec<T> v = blend<S, T>(m.p + c, t, w) * weight;
+    store(out + c, Add ? load(out + c) + v : v);
   }
   for (; c < channels; ++c) {
-    const T v = to_float(t.p00[c]) * w00 + to_float(t.p01[c]) * w01 + to_float(t.p10[c]) * w10 + to_float(t.p11[c]) * w11;
-    out[c] = First ? v : out[c] + v;
+    const T v = blend_one<S, T>(m.p + c, t, w) * weight;
+    out[c] = Add ? out[c] + v : v;
   }
 }
 
-// The same neighbours in `sum`, the gradient of the map that starts at `value`.
-template <class T>
-OPENREC_INLINE Taps<T, T> moved(const Taps<T, T>& t, const T* value, T* sum, const T* zeros, T* nobody) {
-  Taps<T, T> into = t;
-  into.p00 = t.p00 == zeros ? nobody : sum + (t.p00 - value);
-  into.p01 = t.p01 == zeros ? nobody : sum + (t.p01 - value);
-  into.p10 = t.p10 == zeros ? nobody : sum + (t.p10 - value);
-  into.p11 = t.p11 == zeros ? nobody : sum + (t.p11 - value);
-  return into;
-}
-
-// Gradients of one point: d = {d_x, d_y, d_weight} in pixels, and the map's gradient added to the rows of `into`.
+// Gradients of one point in pixels; the map's gradient is added to `sum`, a plane of the same shape as `m`.
 template <class T>
 struct PointGradient {
   T x, y, weight;
 };
-template <class T>
-OPENREC_INLINE PointGradient<T> scatter(const Taps<T, T>& t, const Taps<T, T>& into, T weight, int64_t channels,
+template <class T, bool Weighted>
+OPENREC_INLINE PointGradient<T> scatter(const Plane<T>& m, T* sums, const Taps<T>& t, T weight, int64_t channels,
                                         const T* grad) {
   constexpr int L = kLanes<T>;
+  const Corners<T> w(t);
   const T gy = 1 - t.fy, gx = 1 - t.fx;
-  const T w11 = t.fy * t.fx, w10 = t.fy * gx, w01 = gy * t.fx, w00 = gy * gx;
   Vec<T> dx = {}, dy = {}, dw = {};
   T sx = 0, sy = 0, sw = 0;
   int64_t c = 0;
   for (; c + L <= channels; c += L) {
-    const Vec<T> g = load(grad + c), g_weighted = g * weight;
-    const Vec<T> v00 = load(t.p00 + c), v01 = load(t.p01 + c), v10 = load(t.p10 + c), v11 = load(t.p11 + c);
-    const Vec<T> top = v01 - v00, bottom = v11 - v10, left = v10 - v00, right = v11 - v01;
-    dx = dx + g_weighted * (top * gy + bottom * t.fy);
-    dy = dy + g_weighted * (left * gx + right * t.fx);
-    dw = dw + g * (v00 * w00 + v01 * w01 + v10 * w10 + v11 * w11);
-    store(into.p00 + c, load(into.p00 + c) + g_weighted * w00);
-    store(into.p01 + c, load(into.p01 + c) + g_weighted * w01);
-    store(into.p10 + c, load(into.p10 + c) + g_weighted * w10);
-    store(into.p11 + c, load(into.p11 + c) + g_weighted * w11);
+    const T* const p = m.p + c;
+    T* const q = sums + c;
+    Vec<T> g = load(grad + c);
+    const Vec<T> v00 = load(p + t.i00), v01 = load(p + t.i01), v10 = load(p + t.i10), v11 = load(p + t.i11);
+    if (Weighted) {
+      dw = dw + g * ((v00 * w.w00 + v01 * w.w01) + (v10 * w.w10 + v11 * w.w11));
+      g = g * weight;
+    }
+    dx = dx + g * ((v01 - v00) * gy + (v11 - v10) * t.fy);
+    dy = dy + g * ((v10 - v00) * gx + (v11 - v01) * t.fx);
+    store(q + t.i00, load(q + t.i00) + g * w.w00);
+    store(q + t.i01, load(q + t.i01) + g * w.w01);
+    store(q + t.i10, load(q + t.i10) + g * w.w10);
+    store(q + t.i11, load(q + t.i11) + g * w.w11);
   }
   for (; c < channels; ++c) {
-    const T g = grad[c], g_weighted = g * weight;
-    const T v00 = t.p00[c], v01 = t.p01[c], v10 = t.p10[c], v11 = t.p11[c];
-    sx += g_weighted * ((v01 - v00) * gy + (v11 - v10) * t.fy);
-    sy += g_weighted * ((v10 - v00) * gx + (v11 - v01) * t.fx);
-    sw += g * (v00 * w00 + v01 * w01 + v10 * w10 + v11 * w11);
-    into.p00[c] += g_weighted * w00;
-    into.p01[c] += g_weighted * w01;
-    into.p10[c] += g_weighted * w10;
-    into.p11[c] += g_weighted * w11;
+    const T* const p = m.p + c;
+    T* const q = sums + c;
+    const T g = grad[c] * weight, v00 = p[t.i00], v01 = p[t.i01], v10 = p[t.i10], v11 = p[t.i11];
+    sx += g * ((v01 - v00) * gy + (v11 - v10) * t.fy);
+    sy += g * ((v10 - v00) * gx + (v11 - v01) * t.fx);
+    if (Weighted) sw += grad[c] * ((v00 * w.w00 + v01 * w.w01) + (v10 * w.w10 + v11 * w.w11));
+    q[t.i00] += g * w.w00;
+    q[t.i01] += g * w.w01;
+    q[t.i10] += g * w.w10;
+    q[t.i11] += g * w.w11;
   }
-  if (channels >= L) sx += sum(dx), sy += sum(dy), sw += sum(dw);
+  if (channels >= L) {
+    sx += sum(dx), sy += sum(dy);
+    if (Weighted) sw += sum(dw);
+  }
   return {sx, sy, sw};
 }
 

@@ -166,26 +166,35 @@ OPENREC_INLINE void store(f16* p, Vec<float> v) {
 
 // ------------------------------------------------------------------------------------------------------- arithmetic
 
+// Sum of all lanes. The order differs between instruction sets and never between runs.
+typedef float Quad __attribute__((vector_size(16)));
+typedef double Two __attribute__((vector_size(16)));
+OPENREC_INLINE float sum_quad(Quad v) {
+#if defined(__clang__)
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#else
+  typedef int32_t Index __attribute__((vector_size(16)));
+  v = v + __builtin_shuffle(v, Index{2, 3, 0, 1});
+  return v[0] + v[1];
+#endif
+}
 OPENREC_INLINE float sum(Vec<float> v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX2__)
+  return sum_quad((Quad)_mm256_castps256_ps128((__m256)v) + (Quad)_mm256_extractf128_ps((__m256)v, 1));
 #else
-  float s[kLanes<float>];
-  store(s, v);
-  for (int n = kLanes<float> / 2; n; n /= 2)
-    for (int i = 0; i < n; ++i) s[i] += s[i + n];
-  return s[0];
+  return sum_quad(v);
 #endif
 }
 OPENREC_INLINE double sum(Vec<double> v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_pd((__m512d)v);
+#elif defined(__AVX2__)
+  const Two s = (Two)_mm256_castpd256_pd128((__m256d)v) + (Two)_mm256_extractf128_pd((__m256d)v, 1);
+  return s[0] + s[1];
 #else
-  double s[kLanes<double>];
-  store(s, v);
-  for (int n = kLanes<double> / 2; n; n /= 2)
-    for (int i = 0; i < n; ++i) s[i] += s[i + n];
-  return s[0];
+  return v[0] + v[1];
 #endif
 }
 

@@ -258,24 +258,74 @@ struct Packed {
   }
 };
 
-// A number stored either in T or in the arithmetic type; which one is the same for the whole launch.
+// Numbers whose storage type is known at run time only, the same for a whole launch: any of the float-like types when the
+// arithmetic is in float, double when it is in double.
+template <class A>
+OPENREC_FN A read_any(const void* p, int64_t i, DType type) {
+  if constexpr (std::is_same<A, double>::value) {
+    return static_cast<const double*>(p)[i];
+  } else {
+    if (type == DType::kFloat) return static_cast<const float*>(p)[i];
+    const uint16_t bits = static_cast<const uint16_t*>(p)[i];
+    return type == DType::kHalf ? to_acc(half_t{bits}) : to_acc(bf16_t{bits});
+  }
+}
+template <class A>
+OPENREC_FN void write_any(void* p, int64_t i, DType type, A x) {
+  if constexpr (std::is_same<A, double>::value) {
+    static_cast<double*>(p)[i] = x;
+  } else {
+    if (type == DType::kFloat)
+      static_cast<float*>(p)[i] = x;
+    else
+      static_cast<uint16_t*>(p)[i] = type == DType::kHalf ? Cast<half_t>::from(x).bits : Cast<bf16_t>::from(x).bits;
+  }
+}
+
+// Neighbours 2 i and 2 i + 1.
+template <class A>
+OPENREC_FN void read_pair(const void* p, int64_t i, DType type, A& x, A& y) {
+  if (std::is_same<A, double>::value || type == DType::kFloat) {
+    Packed<A, 2> v;
+    v.load(static_cast<const A*>(p) + 2 * i);
+    x = v.get(0), y = v.get(1);
+  } else {
+    const uint32_t w = static_cast<const uint32_t*>(p)[i];
+    const bool half = type == DType::kHalf;
+    x = half ? low_of<half_t>(w) : low_of<bf16_t>(w);
+    y = half ? high_of<half_t>(w) : high_of<bf16_t>(w);
+  }
+}
+template <class A>
+OPENREC_FN void write_pair(void* p, int64_t i, DType type, A x, A y) {
+  if (std::is_same<A, double>::value || type == DType::kFloat) {
+    Packed<A, 2> v;
+    v.set({x, y});
+    v.store(static_cast<A*>(p) + 2 * i);
+  } else {
+    static_cast<uint32_t*>(p)[i] = type == DType::kHalf ? pack2<half_t>(float(x), float(y)) : pack2<bf16_t>(float(x), float(y));
+  }
+}
+
+// Stands for "float, half or bfloat16, see DType" where speed is not worth a kernel for each.
+struct any_t {};
 template <class T>
-OPENREC_FN acc_t<T> read_either(const void* p, int64_t i, bool wide) {
-  if (wide) return static_cast<const acc_t<T>*>(p)[i];
-  return to_acc(static_cast<const T*>(p)[i]);
+OPENREC_FN acc_t<T> fetch(const T* p, int64_t i, DType type) {
+  if constexpr (std::is_same<T, any_t>::value)
+    return read_any<float>(p, i, type);
+  else
+    return to_acc(p[i]);
 }
 template <class T>
-OPENREC_FN void write_either(void* p, int64_t i, bool wide, acc_t<T> x) {
-  if (wide)
-    static_cast<acc_t<T>*>(p)[i] = x;
+OPENREC_FN void put(T* p, int64_t i, DType type, acc_t<T> x) {
+  if constexpr (std::is_same<T, any_t>::value)
+    write_any<float>(p, i, type, x);
   else
-    static_cast<T*>(p)[i] = Cast<T>::from(x);
+    p[i] = Cast<T>::from(x);
 }
 
 // --------------------------------------------------------------------------------------------------------------- maths
 // Fast: for 16-bit storage, where 1e-5 relative is far below the rounding of the inputs. Otherwise exact to about 1 ulp.
-template <class T>
-struct is_narrow : std::integral_constant<bool, sizeof(T) == 2> {};
 
 // e^x for float, about 1 ulp, from 2 multiply-adds of range reduction and a polynomial: no special function unit, whose
 // 2 ulp would add up over a long scan. Results below 2^-126 become 0. NaN stays NaN.
@@ -344,9 +394,8 @@ struct SoftplusAndSlope {
 };
 
 template <class T>
-struct Maths;  // what depends on how exact the storage is
+struct Maths;  // by storage type
 
-template <class T>
 struct FastMaths {
   // The factor put into A once, so that decay(delta, rate) is e^(delta A).
   static OPENREC_FN float rate(float a) { return a * 1.44269504088896341f; }
@@ -365,9 +414,9 @@ struct FastMaths {
   }
 };
 template <>
-struct Maths<half_t> : FastMaths<half_t> {};
+struct Maths<half_t> : FastMaths {};
 template <>
-struct Maths<bf16_t> : FastMaths<bf16_t> {};
+struct Maths<bf16_t> : FastMaths {};
 
 template <>
 struct Maths<float> {

@@ -24,9 +24,9 @@ constexpr int kSamplesPerThread = sizeof(T) == 8 ? 2 : 4;
 template <class T>
 struct SampleArgs {
   const T* value;
-  const void* coord;   // pairs (x, y): offsets or normalised positions, stored as T or as the arithmetic type
+  const void* coord;   // pairs (x, y): offsets or normalised positions
   const void* weight;  // may be null: ones
-  bool coord_wide, weight_wide;
+  DType type, coord_type, weight_type;
   int64_t batch;
   int groups, width;  // width: channels per group
   int rows, cols;     // of the input map
@@ -106,40 +106,11 @@ OPENREC_FN Tap<A> tap_at(A x, A y, int rows, int cols) {
   return t;
 }
 
-template <class T>
-OPENREC_FN void read_pair(const void* p, int64_t i, bool wide, acc_t<T>& x, acc_t<T>& y) {
-  if constexpr (sizeof(T) == 2) {
-    if (!wide) {
-      uint32_t w = static_cast<const uint32_t*>(p)[i];
-      x = low_of<T>(w);
-      y = high_of<T>(w);
-      return;
-    }
-  }
-  Packed<acc_t<T>, 2> v;
-  v.load(static_cast<const acc_t<T>*>(p) + 2 * i);
-  x = v.get(0);
-  y = v.get(1);
-}
-
-template <class T>
-OPENREC_FN void write_pair(void* p, int64_t i, bool wide, acc_t<T> x, acc_t<T> y) {
-  if constexpr (sizeof(T) == 2) {
-    if (!wide) {
-      static_cast<uint32_t*>(p)[i] = pack2<T>(x, y);
-      return;
-    }
-  }
-  Packed<acc_t<T>, 2> v;
-  v.set({x, y});
-  v.store(static_cast<acc_t<T>*>(p) + 2 * i);
-}
-
 // Number of sample (query, point) of group g of batch b in the coordinate and weight tensors.
 template <bool kPlanar, class T>
-OPENREC_FN int64_t sample_number(const SampleArgs<T>& p, int64_t b, int g, int query, int point) {
-  if (kPlanar) return ((b * p.groups + g) * p.queries + query) * int64_t(p.points) + point;
-  return ((b * p.queries + query) * p.groups + g) * int64_t(p.points) + point;
+OPENREC_FN int64_t sample_number(const SampleArgs<T>& p, int64_t b, int g, int query, int points, int point) {
+  if (kPlanar) return ((b * p.groups + g) * p.queries + query) * int64_t(points) + point;
+  return ((b * p.queries + query) * p.groups + g) * int64_t(points) + point;
 }
 
 // ------------------------------------------------------------------------------------------ V channels of a map's pixels
@@ -164,69 +135,70 @@ struct Channels {
     }
   }
   template <class U>
-  OPENREC_FN void load(const U* base, int pixel, acc_t<U> (&x)[V]) const {
-    const U* q = base + first + pixel * pixel_stride;
-    if constexpr (kPlanar) {
+  OPENREC_FN void load(const U* base, DType type, int pixel, acc_t<U> (&x)[V]) const {
+    const int64_t at = first + pixel * pixel_stride;
+    if constexpr (kPlanar || V == 1) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) x[i] = i < count ? to_acc(q[i * channel_stride]) : acc_t<U>(0);
+      for (int i = 0; i < V; ++i) x[i] = i < count ? fetch(base, at + i * channel_stride, type) : acc_t<U>(0);
     } else {
       Packed<U, V> v;
-      v.load(q);
+      v.load(base + at);
 #pragma unroll
       for (int i = 0; i < V; ++i) x[i] = v.get(i);
     }
   }
   template <class U>
-  OPENREC_FN void store(U* base, int pixel, const acc_t<U> (&x)[V]) const {
-    U* q = base + first + pixel * pixel_stride;
-    if constexpr (kPlanar) {
+  OPENREC_FN void store(U* base, DType type, int pixel, const acc_t<U> (&x)[V]) const {
+    const int64_t at = first + pixel * pixel_stride;
+    if constexpr (kPlanar || V == 1) {
 #pragma unroll
       for (int i = 0; i < V; ++i)
-        if (i < count) q[i * channel_stride] = Cast<U>::from(x[i]);
+        if (i < count) put(base, at + i * channel_stride, type, x[i]);
     } else {
       Packed<U, V> v;
       v.set(x);
-      v.store(q);
+      v.store(base + at);
     }
   }
 };
 
-// The values at the four corners of a tap, zero outside the map. Packed: kept packed until used, to save registers.
+// The values at the four corners of a tap, zero outside the map; packed ones stay packed until used, to save registers.
 template <class T, int V, bool kPlanar>
 struct Corners {
   using A = acc_t<T>;
-  Packed<T, kPlanar ? 1 : V> packed[4];
-  A planar[4][kPlanar ? V : 1];
+  static constexpr bool kVector = !kPlanar && V > 1;
+  Packed<std::conditional_t<kVector, T, float>, kVector ? V : 1> packed[kVector ? 4 : 1];
+  A single[4][kVector ? 1 : V];
 
-  OPENREC_FN void load(const T* base, const Channels<T, V, kPlanar>& c, const Tap<A>& t, int rows, int cols) {
-    int pixel = t.y0 * cols + t.x0;
+  OPENREC_FN void load(const T* base, DType type, const Channels<T, V, kPlanar>& c, const Tap<A>& t, int rows, int cols) {
+    const int pixel = t.y0 * cols + t.x0;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      bool ok = t.inside && (k & 1 ? t.x0 + 1 < cols : t.x0 >= 0) && (k & 2 ? t.y0 + 1 < rows : t.y0 >= 0);
-      int at = pixel + (k & 1) + (k & 2 ? cols : 0);
-      if constexpr (kPlanar) {
-        const T* q = base + c.first + at;
-#pragma unroll
-        for (int i = 0; i < V; ++i) planar[k][i] = ok && i < c.count ? to_acc(q[i * c.channel_stride]) : A(0);
-      } else {
+      const bool ok = t.inside && (k & 1 ? t.x0 + 1 < cols : t.x0 >= 0) && (k & 2 ? t.y0 + 1 < rows : t.y0 >= 0);
+      const int64_t at = c.first + (pixel + (k & 1) + (k & 2 ? cols : 0)) * c.pixel_stride;
+      if constexpr (kVector) {
         packed[k].clear();
-        if (ok) packed[k].load(base + c.first + at * c.pixel_stride);
+        if (ok) packed[k].load(base + at);
+      } else {
+#pragma unroll
+        for (int i = 0; i < V; ++i) single[k][i] = ok && i < c.count ? fetch(base, at + i * c.channel_stride, type) : A(0);
       }
     }
   }
   OPENREC_FN A get(int k, int i) const {
-    if constexpr (kPlanar)
-      return planar[k][i];
-    else
+    if constexpr (kVector)
       return packed[k].get(i);
+    else
+      return single[k][i];
   }
 };
 
 // ------------------------------------------------------------------------------------------------------------- forward
 // Packed: x of the block runs over channel vectors of a pixel, y over pixels. Planar: x over queries, z of the grid over
 // channel vectors. y of the grid: maps (strided, so that any number fits the grid's 65535).
-template <class T, int V, bool kPlanar, class Place>
-__global__ void __launch_bounds__(kSampleThreads) sample_forward(const SampleArgs<T> p, const Place place) {
+// kOnePoint: one sample per query and no weights.
+template <class T, int V, bool kPlanar, bool kOnePoint, class Place>
+__global__ void __launch_bounds__(kSampleThreads, kOnePoint ? 5 : 4) sample_forward(const SampleArgs<T> p, const Place place) {
   using A = acc_t<T>;
   const int query = kPlanar ? int(blockIdx.x * blockDim.x + threadIdx.x) : int(blockIdx.x * blockDim.y + threadIdx.y);
   if (query >= p.queries) return;
@@ -243,16 +215,17 @@ __global__ void __launch_bounds__(kSampleThreads) sample_forward(const SampleArg
       A sum[V];
 #pragma unroll
       for (int i = 0; i < V; ++i) sum[i] = A(0);
-      int64_t number = sample_number<kPlanar>(p, b, g, query, 0);
-      for (int k = 0; k < p.points; ++k, ++number) {
+      const int points = kOnePoint ? 1 : p.points;
+      int64_t number = sample_number<kPlanar>(p, b, g, query, points, 0);
+      for (int k = 0; k < points; ++k, ++number) {
         A dx, dy, x, y;
-        read_pair<T>(p.coord, number, p.coord_wide, dx, dy);
+        read_pair<A>(p.coord, number, p.coord_type, dx, dy);
         place.place(query, k, dx, dy, x, y);
         const Tap<A> t = tap_at(x, y, p.rows, p.cols);
         if (!t.inside) continue;
-        const A m = p.weight ? read_either<T>(p.weight, number, p.weight_wide) : A(1);
+        const A m = !kOnePoint && p.weight ? read_any<A>(p.weight, number, p.weight_type) : A(1);
         Corners<T, V, kPlanar> corner;
-        corner.load(p.value, from, t, p.rows, p.cols);
+        corner.load(p.value, p.type, from, t, p.rows, p.cols);
         const A top = (A(1) - t.fy) * m, bottom = t.fy * m;
         const A w[4] = {top * (A(1) - t.fx), top * t.fx, bottom * (A(1) - t.fx), bottom * t.fx};
 #pragma unroll
@@ -260,7 +233,7 @@ __global__ void __launch_bounds__(kSampleThreads) sample_forward(const SampleArg
 #pragma unroll
           for (int i = 0; i < V; ++i) sum[i] += w[j] * corner.get(j, i);
       }
-      Channels<T, V, kPlanar>(b, g, v, p.groups, p.width, p.queries).store(p.out, query, sum);
+      Channels<T, V, kPlanar>(b, g, v, p.groups, p.width, p.queries).store(p.out, p.type, query, sum);
     }
   }
 }
@@ -287,26 +260,26 @@ OPENREC_FN void position_gradients(const SampleArgs<T>& p, const Place& place, i
     const bool exists = id < count && g < p.groups;
     const int query = exists ? int(p.by_points.quotient(uint32_t(sample))) : 0;
     const int point = exists ? sample - query * p.points : 0;
-    const int64_t number = sample_number<kPlanar>(p, b, exists ? g : 0, query, point);
+    const int64_t number = sample_number<kPlanar>(p, b, exists ? g : 0, query, p.points, point);
     A gx = 0, gy = 0, gw = 0;
     if (exists) {
       A dx, dy, x, y;
-      read_pair<T>(p.coord, number, p.coord_wide, dx, dy);
+      read_pair<A>(p.coord, number, p.coord_type, dx, dy);
       place.place(query, point, dx, dy, x, y);
       const Tap<A> t = tap_at(x, y, p.rows, p.cols);
       if (t.inside) {
         A dot[4] = {0, 0, 0, 0};
         for (int v = sub; v < p.vectors; v += lanes) {
           Corners<T, V, kPlanar> corner;
-          corner.load(p.value, Channels<T, V, kPlanar>(b, g, v, p.groups, p.width, p.rows * p.cols), t, p.rows, p.cols);
+          corner.load(p.value, p.type, Channels<T, V, kPlanar>(b, g, v, p.groups, p.width, p.rows * p.cols), t, p.rows, p.cols);
           A up[V];
-          Channels<T, V, kPlanar>(b, g, v, p.groups, p.width, p.queries).load(p.grad, query, up);
+          Channels<T, V, kPlanar>(b, g, v, p.groups, p.width, p.queries).load(p.grad, p.type, query, up);
 #pragma unroll
           for (int j = 0; j < 4; ++j)
 #pragma unroll
             for (int i = 0; i < V; ++i) dot[j] += up[i] * corner.get(j, i);
         }
-        const A m = p.weight ? read_either<T>(p.weight, number, p.weight_wide) : A(1);
+        const A m = p.weight ? read_any<A>(p.weight, number, p.weight_type) : A(1);
         const A ux = A(1) - t.fx, uy = A(1) - t.fy;
         gx = (uy * (dot[1] - dot[0]) + t.fy * (dot[3] - dot[2])) * (m * place.slope_x());
         gy = (ux * (dot[2] - dot[0]) + t.fx * (dot[3] - dot[1])) * (m * place.slope_y());
@@ -319,10 +292,26 @@ OPENREC_FN void position_gradients(const SampleArgs<T>& p, const Place& place, i
       gw += __shfl_xor_sync(0xffffffffu, gw, o);
     }
     if (exists && sub == 0) {
-      write_pair<T>(p.grad_coord, number, p.coord_wide, gx, gy);
-      if (p.grad_weight) write_either<T>(p.grad_weight, number, p.weight_wide, gw);
+      write_pair<A>(p.grad_coord, number, p.coord_type, gx, gy);
+      if (p.grad_weight) write_any<A>(p.grad_weight, number, p.weight_type, gw);
     }
   }
+}
+
+template <bool kPlanar, class T, class Place>
+OPENREC_FN Tap<acc_t<T>> tap_of(const SampleArgs<T>& p, const Place& place, int64_t b, int g, int sample,
+                                int* query_out = nullptr, acc_t<T>* weight_out = nullptr) {
+  using A = acc_t<T>;
+  const int query = int(p.by_points.quotient(uint32_t(sample))), point = sample - query * p.points;
+  const int64_t number = sample_number<kPlanar>(p, b, g, query, p.points, point);
+  A dx, dy, x, y;
+  read_pair<A>(p.coord, number, p.coord_type, dx, dy);
+  place.place(query, point, dx, dy, x, y);
+  if (query_out) {
+    *query_out = query;
+    *weight_out = p.weight ? read_any<A>(p.weight, number, p.weight_type) : A(1);
+  }
+  return tap_at(x, y, p.rows, p.cols);
 }
 
 // counts[0 .. n) -> their exclusive running sum, counts[n] -> the total. `sums` holds one number per warp.
@@ -352,7 +341,7 @@ OPENREC_FN void exclusive_scan(int* counts, int n, int* sums) {
 
 // One block: some groups of one map, one tile of its pixels. Segments of samples one after the other.
 template <class T, int V, bool kPlanar, class Place>
-__global__ void __launch_bounds__(kSampleThreads) sample_backward(const SampleArgs<T> p, const Place place) {
+__global__ void __launch_bounds__(kSampleThreads, sizeof(acc_t<T>) == 8 ? 2 : (kPlanar ? 3 : 4)) sample_backward(const SampleArgs<T> p, const Place place) {
   using A = acc_t<T>;
   constexpr int kPer = kSamplesPerThread<T>, kCapacity = kPer * kSampleThreads;
   OPENREC_DYNAMIC_SHARED(shared);
@@ -378,7 +367,6 @@ __global__ void __launch_bounds__(kSampleThreads) sample_backward(const SampleAr
       // Sort this segment's samples by cell.
       for (int i = int(threadIdx.x); i <= bins; i += kSampleThreads) start[i] = 0;
       __syncthreads();
-      Entry<A> entry[kPer];
       int bin[kPer], slot[kPer];
 #pragma unroll
       for (int j = 0; j < kPer; ++j) {
@@ -386,18 +374,9 @@ __global__ void __launch_bounds__(kSampleThreads) sample_backward(const SampleAr
         const int sample = first + (id >> group_log2), local = id & (block_groups - 1), g = first_group + local;
         bin[j] = -1;
         if (sample < end && g < p.groups) {
-          const int query = int(p.by_points.quotient(uint32_t(sample))), point = sample - query * p.points;
-          const int64_t number = sample_number<kPlanar>(p, b, g, query, point);
-          A dx, dy, x, y;
-          read_pair<T>(p.coord, number, p.coord_wide, dx, dy);
-          place.place(query, point, dx, dy, x, y);
-          const Tap<A> t = tap_at(x, y, p.rows, p.cols);
+          const Tap<A> t = tap_of<kPlanar>(p, place, b, g, sample);
           const int cy = t.y0 + 1 - tile_y, cx = t.x0 + 1 - tile_x;
           if (t.inside && cy >= 0 && cy < cell_rows && cx >= 0 && cx < cell_cols) {
-            entry[j].query = query;
-            entry[j].fx = t.fx;
-            entry[j].fy = t.fy;
-            entry[j].weight = p.weight ? read_either<T>(p.weight, number, p.weight_wide) : A(1);
             bin[j] = (local * cell_rows + cy) * cell_cols + cx;
             slot[j] = atomicAdd(&start[bin[j]], 1);
           }
@@ -416,7 +395,11 @@ __global__ void __launch_bounds__(kSampleThreads) sample_backward(const SampleAr
           const int from = start[bin[j]], to = start[bin[j] + 1], id = j * kSampleThreads + int(threadIdx.x);
           int rank = from;
           for (int i = from; i < to; ++i) rank += unsorted[i] < id;
-          entries[rank] = entry[j];
+          const int sample = first + (id >> group_log2), g = first_group + (id & (block_groups - 1));
+          Entry<A> entry;
+          const Tap<A> t = tap_of<kPlanar>(p, place, b, g, sample, &entry.query, &entry.weight);
+          entry.fx = t.fx, entry.fy = t.fy;
+          entries[rank] = entry;
         }
       }
       __syncthreads();
@@ -445,7 +428,7 @@ __global__ void __launch_bounds__(kSampleThreads) sample_backward(const SampleAr
 #pragma unroll
           for (int i = 0; i < V; ++i) sum[i] = A(0);
         } else {
-          to.load(p.partial, at, sum);
+          to.load(p.partial, p.type, at, sum);
         }
 #pragma unroll
         for (int below = 0; below < 2; ++below) {  // cells that end at this pixel, then cells that begin at it
@@ -456,15 +439,15 @@ __global__ void __launch_bounds__(kSampleThreads) sample_backward(const SampleAr
             const A wy = below ? A(1) - s.fy : s.fy, wx = e < middle ? s.fx : A(1) - s.fx;
             const A w = s.weight * wy * wx;
             A up[V];
-            from.load(p.grad, s.query, up);
+            from.load(p.grad, p.type, s.query, up);
 #pragma unroll
             for (int i = 0; i < V; ++i) sum[i] += w * up[i];
           }
         }
         if (segment + 1 == p.segments)
-          to.store(p.grad_value, at, sum);
+          to.store(p.grad_value, p.type, at, sum);
         else
-          to.store(p.partial, at, sum);
+          to.store(p.partial, p.type, at, sum);
       }
       __syncthreads();
     }
@@ -522,7 +505,9 @@ int launch_sample_forward(SampleArgs<T> p, const Place& place, void* stream) {
     block = dim3(unsigned(x), unsigned(y));
     grid = dim3(unsigned(ceil_div(p.queries, y)), grid_y(p.batch));
   }
-  auto* kernel = &sample_forward<T, V, kPlanar, Place>;
+  auto* kernel = &sample_forward<T, V, kPlanar, false, Place>;
+  if constexpr (V > 1 && !kPlanar)
+    if (p.points == 1 && p.weight == nullptr) kernel = &sample_forward<T, V, kPlanar, true, Place>;
   OPENREC_LAUNCH(kernel, grid, block, 0, stream, p, place);
   return int(cudaGetLastError());
 }

@@ -26,9 +26,9 @@ struct Grid {
 };
 
 template <class S>
-Plane<S> plane(const DcnArgs& a, int64_t image, int64_t group) {
+Plane<S> plane(const DcnArgs& a, int64_t image, int64_t group, const S* zeros) {
   S* p = (S*)a.input + image * a.input_batch + group * a.channels;
-  return {p, a.height, a.width, a.input_row, a.input_pixel};
+  return {p, a.height, a.width, a.input_row, a.input_pixel, distance<S>(p, zeros)};
 }
 
 // ------------------------------------------------------------------------------------------------------------ forward
@@ -48,53 +48,50 @@ OPENREC_INLINE void store_row(S* out, const T* row, int64_t channels) {
   for (; c < channels; ++c) from_float(out + c, row[c]);
 }
 
-// Kernel of one point without a mask: the adaptive scan.
+// Kernel of one point without a mask: the adaptive scan. NV: vectors per group where they are whole, else 0.
 template <class T, class S, int NV>
-void forward_row_one(const DcnArgs& a, int64_t image, int64_t oy, S* zeros, T* row) {
+void forward_row_one(const DcnArgs& a, int64_t image, int64_t oy, const S* zeros, T* row) {
   constexpr int L = kLanes<T>;
   const Grid<T> grid(a);
   const T y0 = grid.start_y(oy);
   const T* off = (const T*)a.offset + (image * a.out_height + oy) * a.out_width * a.group * 2;
   S* out = (S*)a.out + (image * a.out_height + oy) * a.out_width * a.group * a.channels;
-  Plane<S> m = plane<S>(a, image, 0);
-  S* const first = m.p;
+  const Plane<S> first = plane<S>(a, image, 0, zeros);
   for (int64_t ox = 0; ox < a.out_width; ++ox) {
     const T x0 = grid.start_x(ox);
+    Plane<S> m = first;
     for (int64_t g = 0; g < a.group; ++g, off += 2, out += a.channels) {
-      m.p = first + g * a.channels;
-      const Taps<S, T> t = taps<S, T>(m, y0 + off[1] * grid.scale, x0 + off[0] * grid.scale, zeros);
+      const Taps<T> t = taps<S, T>(m, y0 + off[1] * grid.scale, x0 + off[0] * grid.scale);
       if (NV) {
-        const T w11 = t.fy * t.fx, w10 = t.fy - w11, w01 = t.fx - w11, w00 = 1 - t.fy - w01;
-        for (int v = 0; v < NV; ++v) store(out + v * L, blend(t, v * L, w00, w01, w10, w11));
+        const Corners<T> w(t);
+        OPENREC_UNROLL for (int v = 0; v < NV; ++v) store(out + v * L, blend<S, T>(m.p + v * L, t, w));
       } else {
-        gather<S, T, true>(t, T(1), a.channels, row);
+        gather<S, T, false>(m, t, T(1), a.channels, row);
         store_row(out, row, a.channels);
       }
+      m.p += a.channels, m.outside -= a.channels;
     }
   }
 }
 
 template <class T, class S>
-void forward_row(const DcnArgs& a, int64_t image, int64_t oy, S* zeros, T* row) {
+void forward_row(const DcnArgs& a, int64_t image, int64_t oy, const S* zeros, T* row) {
   const Grid<T> grid(a);
   const T y0 = grid.start_y(oy);
   T* const steps = row + a.channels;  // [P][2]: undisplaced points
   for (int64_t p = 0; p < a.points; ++p) grid.step(p, steps[2 * p + 1], steps[2 * p]);
   int64_t at = (image * a.out_height + oy) * a.out_width * a.group;  // (pixel, group) index
-  Plane<S> m = plane<S>(a, image, 0);
-  S* const first = m.p;
   for (int64_t ox = 0; ox < a.out_width; ++ox) {
     const T x0 = grid.start_x(ox);
     for (int64_t g = 0; g < a.group; ++g, ++at) {
-      m.p = first + g * a.channels;
+      const Plane<S> m = plane<S>(a, image, g, zeros);
       const T* off = (const T*)a.offset + at * a.points * 2;
       const T* mask = a.mask ? (const T*)a.mask + at * a.points : nullptr;
       memset(row, 0, sizeof(T) * size_t(a.channels));
       for (int64_t p = 0; p < a.points; ++p) {
         const T y = y0 + (steps[2 * p + 1] + off[2 * p + 1]) * grid.scale;
         const T x = x0 + (steps[2 * p] + off[2 * p]) * grid.scale;
-        const Taps<S, T> t = taps<S, T>(m, y, x, zeros);
-        if (t.inside) gather<S, T, false>(t, mask ? mask[p] : T(1), a.channels, row);
+        gather<S, T, true>(m, taps<S, T>(m, y, x), mask ? mask[p] : T(1), a.channels, row);
       }
       store_row((S*)a.out + at * a.channels, row, a.channels);
     }
@@ -145,66 +142,68 @@ size_t backward_scratch(const DcnArgs& a) {
 }
 
 template <class T, class S>
+OPENREC_INLINE void load_row(T* row, const S* in, int64_t channels) {
+  constexpr int L = kLanes<T>;
+  int64_t c = 0;
+  for (; c + L <= channels; c += L) store(row + c, load(in + c));
+  for (; c < channels; ++c) row[c] = to_float(in[c]);
+}
+
+template <class T, class S, bool Masked>
 void backward_task(const DcnArgs& a, int64_t image, int64_t group, T* scratch) {
   const int64_t n = a.channels, pixels = a.height * a.width;
-  T *const value = scratch, *const sum = value + pixels * n, *const zeros = sum + pixels * n;
-  T *const nobody = zeros + n, *const row = nobody + n, *const steps = row + n;
+  T *const value = scratch, *const sums = value + (pixels + 1) * n;  // each with one row for "outside"
+  T *const row = sums + (pixels + 1) * n, *const steps = row + n;
   const Grid<T> grid(a);
   for (int64_t p = 0; p < a.points; ++p) grid.step(p, steps[2 * p + 1], steps[2 * p]);
-  const Plane<S> source = plane<S>(a, image, group);
+  const S* source = (const S*)a.input + image * a.input_batch + group * n;
   for (int64_t y = 0; y < a.height; ++y)
-    for (int64_t x = 0; x < a.width; ++x) {
-      const S* p = source.p + y * source.row + x * source.pixel;
-      T* q = value + (y * a.width + x) * n;
-      int64_t c = 0;
-      for (; c + kLanes<T> <= n; c += kLanes<T>) store(q + c, load(p + c));
-      for (; c < n; ++c) q[c] = to_float(p[c]);
-    }
-  memset(sum, 0, sizeof(T) * size_t(pixels * n));
-  memset(zeros, 0, sizeof(T) * size_t(2 * n));
-  const Plane<T> m = {value, a.height, a.width, a.width * n, n};
+    for (int64_t x = 0; x < a.width; ++x)
+      load_row(value + (y * a.width + x) * n, source + y * a.input_row + x * a.input_pixel, n);
+  memset(value + pixels * n, 0, sizeof(T) * size_t(n));
+  memset(sums, 0, sizeof(T) * size_t((pixels + 1) * n));
+  const Plane<T> m = {value, a.height, a.width, a.width * n, n, pixels * n};
   for (int64_t oy = 0; oy < a.out_height; ++oy) {
     const T y0 = grid.start_y(oy);
     for (int64_t ox = 0; ox < a.out_width; ++ox) {
       const T x0 = grid.start_x(ox);
       const int64_t at = ((image * a.out_height + oy) * a.out_width + ox) * a.group + group;
-      const S* grad = (const S*)a.grad + at * n;
-      int64_t c = 0;
-      for (; c + kLanes<T> <= n; c += kLanes<T>) store(row + c, load(grad + c));
-      for (; c < n; ++c) row[c] = to_float(grad[c]);
+      const T* g = (const T*)a.grad + at * n;
+      if (sizeof(S) != sizeof(T)) load_row(row, (const S*)a.grad + at * n, n), g = row;
       for (int64_t p = 0; p < a.points; ++p) {
         const int64_t point = at * a.points + p;
         const T* off = (const T*)a.offset + point * 2;
         const T y = y0 + (steps[2 * p + 1] + off[1]) * grid.scale, x = x0 + (steps[2 * p] + off[0]) * grid.scale;
-        const Taps<T, T> t = taps<T, T>(m, y, x, zeros);
-        PointGradient<T> d = {0, 0, 0};
-        if (t.inside) {
-          const T weight = a.mask ? ((const T*)a.mask)[point] : T(1);
-          d = scatter<T>(t, moved(t, value, sum, zeros, nobody), weight, n, row);
-        }
+        const T weight = Masked ? ((const T*)a.mask)[point] : T(1);
+        const PointGradient<T> d = scatter<T, Masked>(m, sums, taps<T, T>(m, y, x), weight, n, g);
         ((T*)a.doffset)[point * 2] = d.x * grid.scale;
         ((T*)a.doffset)[point * 2 + 1] = d.y * grid.scale;
-        if (a.mask) ((T*)a.dmask)[point] = d.weight;
+        if (Masked) ((T*)a.dmask)[point] = d.weight;
       }
     }
   }
   for (int64_t i = 0; i < pixels; ++i)
-    store_row((S*)a.dinput + ((image * pixels + i) * a.group + group) * n, sum + i * n, n);
+    store_row((S*)a.dinput + ((image * pixels + i) * a.group + group) * n, sums + i * n, n);
+}
+
+template <class T, class S>
+void backward_typed(const DcnArgs& a, int64_t begin, int64_t end, T* scratch) {
+  for (int64_t i = begin; i < end; ++i) {
+    if (a.mask)
+      backward_task<T, S, true>(a, i / a.group, i % a.group, scratch);
+    else
+      backward_task<T, S, false>(a, i / a.group, i % a.group, scratch);
+  }
 }
 
 template <class T>
 void backward(const DcnArgs& a, int64_t begin, int64_t end, void* scratch) {
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t image = i / a.group, group = i % a.group;
-    if constexpr (sizeof(T) == 8) {
-      backward_task<double, double>(a, image, group, (double*)scratch);
-    } else if (a.dtype == DType::bf16) {
-      backward_task<float, bf16>(a, image, group, (float*)scratch);
-    } else if (a.dtype == DType::f16) {
-      backward_task<float, f16>(a, image, group, (float*)scratch);
-    } else {
-      backward_task<float, float>(a, image, group, (float*)scratch);
-    }
+  if constexpr (sizeof(T) == 8) {
+    backward_typed<double, double>(a, begin, end, (double*)scratch);
+  } else {
+    if (a.dtype == DType::bf16) return backward_typed<float, bf16>(a, begin, end, (float*)scratch);
+    if (a.dtype == DType::f16) return backward_typed<float, f16>(a, begin, end, (float*)scratch);
+    backward_typed<float, float>(a, begin, end, (float*)scratch);
   }
 }
 

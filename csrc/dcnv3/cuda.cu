@@ -3,6 +3,8 @@
 // The operator's definition is InternImage's, the kernels are this project's own (cuda/sampling.cuh).
 #include "dcnv3/launch.h"
 
+#include <initializer_list>
+
 #include "cuda/sampling.cuh"
 
 namespace openrec::cuda {
@@ -31,8 +33,7 @@ SampleArgs<T> arguments_of(const Dcnv3Problem& p, const void* input, const void*
   a.value = static_cast<const T*>(input);
   a.coord = offset;
   a.weight = mask;
-  a.coord_wide = p.offset_wide;
-  a.weight_wide = p.mask_wide;
+  a.type = p.dtype, a.coord_type = p.offset_type, a.weight_type = p.mask_type;
   a.batch = p.batch;
   a.groups = p.group;
   a.width = p.group_channels;
@@ -44,52 +45,40 @@ SampleArgs<T> arguments_of(const Dcnv3Problem& p, const void* input, const void*
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-template <class T>
-struct Forward {
-  static int run(const Dcnv3Problem& p, const void* input, const void* offset, const void* mask, void* out, void* stream) {
-    constexpr int V = 16 / sizeof(T);
-    SampleArgs<T> a = arguments_of<T>(p, input, offset, mask);
-    a.out = static_cast<T*>(out);
-    const auto place = lattice_of<acc_t<T>>(p);
-    if (p.group_channels % V == 0 && aligned(input) && aligned(out))
-      return launch_sample_forward<T, V, false>(a, place, stream);
-    return launch_sample_forward<T, 1, false>(a, place, stream);
-  }
-};
+template <class T, int V>
+int forward(const Dcnv3Problem& p, const void* input, const void* offset, const void* mask, void* out, void* stream) {
+  SampleArgs<T> a = arguments_of<T>(p, input, offset, mask);
+  a.out = static_cast<T*>(out);
+  return launch_sample_forward<T, V, false>(a, lattice_of<acc_t<T>>(p), stream);
+}
 
-template <class T>
-struct Backward {
-  static int run(const Dcnv3Problem& p, const void* grad, const void* input, const void* offset, const void* mask,
-                 void* grad_input, void* grad_offset, void* grad_mask, void* workspace, void* stream) {
-    constexpr int V = 16 / sizeof(T);
-    SampleArgs<T> a = arguments_of<T>(p, input, offset, mask);
-    a.grad = static_cast<const T*>(grad);
-    a.grad_value = static_cast<T*>(grad_input);
-    a.partial = static_cast<acc_t<T>*>(sizeof(T) == 2 ? workspace : grad_input);
-    a.grad_coord = grad_offset;
-    a.grad_weight = grad_mask;
-    const auto place = lattice_of<acc_t<T>>(p);
-    const bool vector = p.group_channels % V == 0 && aligned(input) && aligned(grad) && aligned(grad_input);
-    if (vector && (a.partial == nullptr || aligned(a.partial)))
-      return launch_sample_backward<T, V, false>(a, place, stream);
-    return launch_sample_backward<T, 1, false>(a, place, stream);
-  }
-};
+template <class T, int V>
+int backward(const Dcnv3Problem& p, const void* grad, const void* input, const void* offset, const void* mask,
+             void* grad_input, void* grad_offset, void* grad_mask, void* workspace, void* stream) {
+  SampleArgs<T> a = arguments_of<T>(p, input, offset, mask);
+  a.grad = static_cast<const T*>(grad);
+  a.grad_value = static_cast<T*>(grad_input);
+  a.partial = static_cast<acc_t<T>*>(workspace ? workspace : grad_input);
+  a.grad_coord = grad_offset;
+  a.grad_weight = grad_mask;
+  return launch_sample_backward<T, V, false>(a, lattice_of<acc_t<T>>(p), stream);
+}
 
-template <template <class> class Job, class... P>
-int dispatch(DType dtype, P... arguments) {
-  switch (dtype) {
-    case DType::kFloat: return Job<float>::run(arguments...);
-    case DType::kDouble: return Job<double>::run(arguments...);
-    case DType::kHalf: return Job<half_t>::run(arguments...);
-    default: return Job<bf16_t>::run(arguments...);
-  }
+// Whole 16-byte vectors of a group's channels, at aligned addresses.
+bool vectors(const Dcnv3Problem& p, std::initializer_list<const void*> pointers) {
+  bool fine = p.group_channels % (p.dtype == DType::kFloat ? 4 : 8) == 0;
+  for (const void* q : pointers) fine = fine && aligned(q);
+  return fine;
 }
 
 }  // namespace
 
 int dcnv3_forward(const Dcnv3Problem& p, const void* input, const void* offset, const void* mask, void* out, void* stream) {
-  return dispatch<Forward, const Dcnv3Problem&>(p.dtype, p, input, offset, mask, out, stream);
+  if (p.dtype == DType::kDouble) return forward<double, 1>(p, input, offset, mask, out, stream);
+  if (!vectors(p, {input, out})) return forward<any_t, 1>(p, input, offset, mask, out, stream);
+  if (p.dtype == DType::kFloat) return forward<float, 4>(p, input, offset, mask, out, stream);
+  if (p.dtype == DType::kHalf) return forward<half_t, 8>(p, input, offset, mask, out, stream);
+  return forward<bf16_t, 8>(p, input, offset, mask, out, stream);
 }
 
 int64_t dcnv3_backward_workspace(const Dcnv3Problem& p) {
@@ -100,8 +89,14 @@ int64_t dcnv3_backward_workspace(const Dcnv3Problem& p) {
 
 int dcnv3_backward(const Dcnv3Problem& p, const void* grad, const void* input, const void* offset, const void* mask,
                    void* grad_input, void* grad_offset, void* grad_mask, void* workspace, void* stream) {
-  return dispatch<Backward, const Dcnv3Problem&>(p.dtype, p, grad, input, offset, mask, grad_input, grad_offset, grad_mask,
-                                                 workspace, stream);
+  const auto run = [&](auto* launch) {
+    return launch(p, grad, input, offset, mask, grad_input, grad_offset, grad_mask, workspace, stream);
+  };
+  if (p.dtype == DType::kDouble) return run(&backward<double, 1>);
+  if (!vectors(p, {input, grad, grad_input, workspace})) return run(&backward<any_t, 1>);
+  if (p.dtype == DType::kFloat) return run(&backward<float, 4>);
+  if (p.dtype == DType::kHalf) return run(&backward<half_t, 8>);
+  return run(&backward<bf16_t, 8>);
 }
 
 const char* error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }

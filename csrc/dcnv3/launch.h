@@ -7,9 +7,8 @@
 namespace openrec::cuda {
 
 struct Dcnv3Problem {
-  DType dtype;            // of input, output and their gradients
-  bool offset_wide;       // offset is float32 (or float64 with double) and not dtype
-  bool mask_wide;         // likewise the mask
+  DType dtype;                   // of input, output and their gradients
+  DType offset_type, mask_type;  // double with double, else any other
   int64_t batch;
   int height, width;      // input map
   int out_height, out_width;

@@ -36,66 +36,67 @@ void turn(T* out, const S* in, int64_t rows, int64_t columns) {
 }
 
 template <class T>
-OPENREC_INLINE Taps<T, T> taps_at(const SampleArgs& a, const Plane<T>& m, const T* loc, T* outside) {
-  return taps<T, T>(m, loc[1] * T(a.height) - T(0.5), loc[0] * T(a.width) - T(0.5), outside);
+OPENREC_INLINE Taps<T> taps_at(const SampleArgs& a, const Plane<T>& m, const T* loc) {
+  return taps<T, T>(m, loc[1] * T(a.height) - T(0.5), loc[0] * T(a.width) - T(0.5));
 }
 
 template <class T, class S>
 void forward_task(const SampleArgs& a, int64_t map, T* value) {
   const int64_t n = a.channels, pixels = a.height * a.width;
-  T *const out = value + pixels * n, *const zeros = out + a.queries * n;
+  T* const out = value + (pixels + 1) * n;  // one row more than pixels: zeros
   turn(value, (const S*)a.value + map * n * pixels, n, pixels);
-  memset(zeros, 0, sizeof(T) * size_t(n));
-  memset(out, 0, sizeof(T) * size_t(a.queries * n));
-  const Plane<T> m = {value, a.height, a.width, a.width * n, n};
+  memset(value + pixels * n, 0, sizeof(T) * size_t((a.queries + 1) * n));
+  const Plane<T> m = {value, a.height, a.width, a.width * n, n, pixels * n};
   for (int64_t q = 0; q < a.queries; ++q)
     for (int64_t p = 0; p < a.points; ++p) {
       const int64_t point = (map * a.queries + q) * a.points + p;
-      const Taps<T, T> t = taps_at(a, m, (const T*)a.loc + 2 * point, zeros);
-      if (t.inside) gather<T, T, false>(t, a.weight ? ((const T*)a.weight)[point] : T(1), n, out + q * n);
+      const T weight = a.weight ? ((const T*)a.weight)[point] : T(1);
+      gather<T, T, true>(m, taps_at(a, m, (const T*)a.loc + 2 * point), weight, n, out + q * n);
     }
   turn((S*)a.out + map * n * a.queries, out, a.queries, n);
 }
 
-template <class T, class S>
+template <class T, class S, bool Weighted>
 void backward_task(const SampleArgs& a, int64_t map, T* value) {
   const int64_t n = a.channels, pixels = a.height * a.width;
-  T *const sum = value + pixels * n, *const grad = sum + pixels * n;
-  T *const zeros = grad + a.queries * n, *const nobody = zeros + n;
+  T *const sums = value + (pixels + 1) * n, *const grad = sums + (pixels + 1) * n;
   turn(value, (const S*)a.value + map * n * pixels, n, pixels);
   turn(grad, (const S*)a.grad + map * n * a.queries, n, a.queries);
-  memset(sum, 0, sizeof(T) * size_t(pixels * n));
-  memset(zeros, 0, sizeof(T) * size_t(2 * n));
-  const Plane<T> m = {value, a.height, a.width, a.width * n, n};
+  memset(value + pixels * n, 0, sizeof(T) * size_t((pixels + 2) * n));
+  const Plane<T> m = {value, a.height, a.width, a.width * n, n, pixels * n};
   for (int64_t q = 0; q < a.queries; ++q)
     for (int64_t p = 0; p < a.points; ++p) {
       const int64_t point = (map * a.queries + q) * a.points + p;
-      const Taps<T, T> t = taps_at(a, m, (const T*)a.loc + 2 * point, zeros);
-      PointGradient<T> d = {0, 0, 0};
-      if (t.inside) {
-        const T weight = a.weight ? ((const T*)a.weight)[point] : T(1);
-        d = scatter<T>(t, moved(t, value, sum, zeros, nobody), weight, n, grad + q * n);
-      }
+      const T weight = Weighted ? ((const T*)a.weight)[point] : T(1);
+      const Taps<T> t = taps_at(a, m, (const T*)a.loc + 2 * point);
+      const PointGradient<T> d = scatter<T, Weighted>(m, sums, t, weight, n, grad + q * n);
       ((T*)a.dloc)[2 * point] = d.x * T(a.width);
       ((T*)a.dloc)[2 * point + 1] = d.y * T(a.height);
-      if (a.weight) ((T*)a.dweight)[point] = d.weight;
+      if (Weighted) ((T*)a.dweight)[point] = d.weight;
     }
-  turn((S*)a.dvalue + map * n * pixels, sum, pixels, n);
+  turn((S*)a.dvalue + map * n * pixels, sums, pixels, n);
+}
+
+template <class T, class S, bool Forward>
+void run_typed(const SampleArgs& a, int64_t begin, int64_t end, T* scratch) {
+  for (int64_t i = begin; i < end; ++i) {
+    if constexpr (Forward)
+      forward_task<T, S>(a, i, scratch);
+    else if (a.weight)
+      backward_task<T, S, true>(a, i, scratch);
+    else
+      backward_task<T, S, false>(a, i, scratch);
+  }
 }
 
 template <class T, bool Forward>
 void run(const SampleArgs& a, int64_t begin, int64_t end, void* scratch) {
-  for (int64_t i = begin; i < end; ++i) {
-    T* const p = (T*)scratch;
-    if constexpr (sizeof(T) == 8) {
-      Forward ? forward_task<T, double>(a, i, p) : backward_task<T, double>(a, i, p);
-    } else if (a.dtype == DType::bf16) {
-      Forward ? forward_task<T, bf16>(a, i, p) : backward_task<T, bf16>(a, i, p);
-    } else if (a.dtype == DType::f16) {
-      Forward ? forward_task<T, f16>(a, i, p) : backward_task<T, f16>(a, i, p);
-    } else {
-      Forward ? forward_task<T, float>(a, i, p) : backward_task<T, float>(a, i, p);
-    }
+  if constexpr (sizeof(T) == 8) {
+    run_typed<double, double, Forward>(a, begin, end, (double*)scratch);
+  } else {
+    if (a.dtype == DType::bf16) return run_typed<float, bf16, Forward>(a, begin, end, (float*)scratch);
+    if (a.dtype == DType::f16) return run_typed<float, f16, Forward>(a, begin, end, (float*)scratch);
+    run_typed<float, float, Forward>(a, begin, end, (float*)scratch);
   }
 }
 

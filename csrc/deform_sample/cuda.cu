@@ -15,8 +15,7 @@ SampleArgs<T> arguments_of(const DeformSampleProblem& p, const void* value, cons
   a.value = static_cast<const T*>(value);
   a.coord = loc;
   a.weight = weight;
-  a.coord_wide = p.loc_wide;
-  a.weight_wide = p.weight_wide;
+  a.type = p.dtype, a.coord_type = p.loc_type, a.weight_type = p.weight_type;
   a.batch = p.batch;
   a.groups = p.heads;
   a.width = p.channels;

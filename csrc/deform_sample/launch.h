@@ -7,9 +7,8 @@
 namespace openrec::cuda {
 
 struct DeformSampleProblem {
-  DType dtype;         // of value, output and their gradients
-  bool loc_wide;       // loc is float32 (or float64 with double) and not dtype
-  bool weight_wide;    // likewise the weight
+  DType dtype;                  // of value, output and their gradients
+  DType loc_type, weight_type;  // double with double, else any other
   int64_t batch;
   int heads, channels;  // channels per head
   int height, width;    // value map

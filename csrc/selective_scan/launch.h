@@ -7,8 +7,8 @@
 namespace openrec::cuda {
 
 struct ScanProblem {
-  DType dtype;          // of u, delta, z, out and their gradients
-  bool b_wide, c_wide;  // B, C are float32 (or float64 with double) and not dtype. A, D, bias and states always are
+  DType dtype;           // of u, delta, z, out and their gradients
+  DType b_type, c_type;  // double with double, else any other. A, D, bias and states: float, or double with double
   int64_t batch;
   int dim, length, groups, states;
   bool softplus, reverse, channels_last;

@@ -9,9 +9,10 @@
 // directions at once (the maps of h and of its gradient share their products), reading its inputs once per chunk; only
 // sequences of several chunks are first run forwards for the states between chunks.
 //
-// Layouts: kPairs (channels last, two 16-bit channels per 32-bit word), kRows (channels first, each lane reads runs of a
-// channel with 16-byte loads), kSingles (any layout and width, one channel per lane, element by element). kOneState: the
-// kernels for d_state 1 without a gate, the adaptive scan's case.
+// This file: what all kernels share, and the kernels for one state per channel without a gate (the adaptive scan's case),
+// in three layouts: kPairs (channels last, two 16-bit channels per 32-bit word), kRows (channels first, each lane reads runs
+// of a channel with 16-byte loads), kSingles (any layout, one channel per lane, element by element). general.cuh: any number
+// of states, gates, double.
 //
 // Sums over channels (dB, dC) and over batch and time (dA, dD, dbias) are written as partial sums and added in a fixed order
 // by scan_finish: no atomics, the same bits in every run.
@@ -24,15 +25,16 @@ namespace openrec::cuda {
 
 enum Access { kPairs, kRows, kSingles };
 
+constexpr int kScanThreads = 256, kGeneralBackwardThreads = 128;
+
 // Steps of a warp's piece, and channels of a lane.
-template <class T>
-constexpr int kSteps = sizeof(T) == 8 ? 4 : 8;
+template <class A>
+constexpr int kSteps = sizeof(A) == 8 ? 4 : 8;
 template <class T, Access kAccess>
 constexpr int kChannels = kAccess != kSingles && sizeof(T) == 2 ? 2 : 1;
 
-template <class T>
+template <class A>
 struct ScanArgs {
-  using A = acc_t<T>;
   int64_t batch;
   int dim, length, groups, states;
   int group_dim;     // channels of a group
@@ -40,268 +42,90 @@ struct ScanArgs {
   int chunks;
   bool softplus, reverse, channels_last;
   int64_t b_batch, b_group, b_state, b_step, c_batch, c_group, c_state, c_step;
-  const T *u, *delta, *z;
-  const void *B, *C;  // stored as T or as A
-  bool b_wide, c_wide;
+  DType type, b_type, c_type;
+  const void *u, *delta, *z, *B, *C;
   const A *A_, *D, *bias;
   // forward
-  T* out;
+  void* out;
   A* last_state;
   A* carry;  // [block][2][states][channels]: states between chunks, null where shared memory holds them
   // backward
-  const T* grad;
+  const void* grad;
   const A* grad_last;
-  T *du, *ddelta, *dz;
+  void *du, *ddelta, *dz;
   A* chunk_states;  // [block][chunks - 1][states][channels]
-  A* private_dA;    // [block][warps][states][channels], null where shared memory or registers hold it
+  A* own;           // [block][warps][states + 2][channels]: time sums of each warp, null where shared memory holds it
   A* part_time;     // [batch][states + 2][dim]: dA, dD, dbias of one sequence
   A* part_bc;       // [group_blocks][batch][groups][states][2][length]: dB, dC of one block's channels
 };
 
-// ------------------------------------------------------------------------------- kSteps steps of a lane's channels
-template <class T, Access kAccess>
-struct Tile {
-  using A = acc_t<T>;
-  static constexpr int kN = kChannels<T, kAccess>, kT = kSteps<T>;
-  static constexpr int kWide = kAccess == kRows ? kT : kN;  // values per packed word group
-  Packed<T, kWide> part[kN * kT / kWide];
-
-  OPENREC_FN A get(int channel, int step) const {
-    return kAccess == kRows ? part[channel].get(step) : part[step].get(channel);
-  }
-};
-
-// Where a lane's values lie: element (channel, step) of a sequence.
-template <class T, Access kAccess>
-struct Place {
-  using A = acc_t<T>;
-  static constexpr int kN = kChannels<T, kAccess>, kT = kSteps<T>;
-  int64_t base;  // of the lane's first channel at step 0
-  int dim, length, channels;  // channels: valid ones of this lane
-  bool channels_last, reverse;
-
-  OPENREC_FN int64_t at(int channel, int step) const {
-    const int t = reverse ? length - 1 - step : step;
-    if (kAccess == kPairs || (kAccess == kSingles && channels_last)) return base + t * int64_t(dim) + channel;
-    return base + channel * int64_t(length) + t;
-  }
-  OPENREC_FN Tile<T, kAccess> load(const T* p, int step) const {
-    Tile<T, kAccess> tile;
-    if constexpr (kAccess == kRows) {
-#pragma unroll
-      for (int c = 0; c < kN; ++c) {
-        tile.part[c].clear();
-        if (c < channels && step < length) {
-          tile.part[c].load(p + at(c, reverse ? step + kT - 1 : step));
-          if (reverse) tile.part[c].flip();
-        }
-      }
-    } else {
-      const T* q = p + at(0, step);
-      const int64_t stride = (kAccess == kPairs || channels_last ? int64_t(dim) : 1) * (reverse ? -1 : 1);
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        tile.part[j].clear();
-        if (channels > 0 && step + j < length) tile.part[j].load(q + j * stride);
-      }
-    }
-    return tile;
-  }
-  OPENREC_FN void store(T* p, int step, const A (&x)[kN][kT]) const {
-    if constexpr (kAccess == kRows) {
-#pragma unroll
-      for (int c = 0; c < kN; ++c) {
-        Packed<T, kT> v;
-        v.set(x[c]);
-        if (reverse) v.flip();
-        if (c < channels && step < length) v.store(p + at(c, reverse ? step + kT - 1 : step));
-      }
-    } else {
-      T* q = p + at(0, step);
-      const int64_t stride = (kAccess == kPairs || channels_last ? int64_t(dim) : 1) * (reverse ? -1 : 1);
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        A pair[kN];
-#pragma unroll
-        for (int c = 0; c < kN; ++c) pair[c] = x[c][j];
-        Packed<T, kN> v;
-        v.set(pair);
-        if (channels > 0 && step + j < length) v.store(q + j * stride);
-      }
-    }
-  }
-};
-
-// What a block and a lane of it work on.
-template <class T, Access kAccess>
+// ---------------------------------------------------------------------------------------------------- blocks and lanes
+// What a lane of N channels works on.
+template <class A, int N>
 struct Lane {
-  static constexpr int kN = kChannels<T, kAccess>, kWidth = 32 * kN;
-  int lane, warp, warps;
+  static constexpr int kWidth = 32 * N;  // channels of a block
+  int lane, warp, warps, slot;           // slot: the lane's first channel in the block
   int64_t block, b;
-  int group, group_block, channel, channels;  // first channel of the lane in the sequence, number of valid ones
-  Place<T, kAccess> place;
+  int group, group_block, channel, channels;  // the lane's first channel in the sequence, number of valid ones
 
-  OPENREC_FN explicit Lane(const ScanArgs<T>& p) {
+  OPENREC_FN explicit Lane(const ScanArgs<A>& p) {
     lane = int(threadIdx.x) & 31;
     warp = int(threadIdx.x) >> 5;
     warps = int(blockDim.x) >> 5;
+    slot = lane * N;
     block = blockIdx.x;
     const int64_t map = block / p.group_blocks;
     group_block = int(block - map * p.group_blocks);
     b = map / p.groups;
     group = int(map - b * p.groups);
-    const int in_group = group_block * kWidth + lane * kN;
-    const int left = p.group_dim - in_group;
-    channels = left < 0 ? 0 : (left < kN ? left : kN);
+    const int in_group = group_block * kWidth + slot, left = p.group_dim - in_group;
+    channels = left < 0 ? 0 : (left < N ? left : N);
     channel = group * p.group_dim + in_group;
-    place.dim = p.dim;
-    place.length = p.length;
-    place.channels = channels;
-    place.channels_last = p.channels_last;
-    place.reverse = p.reverse;
-    const bool last = kAccess == kPairs || (kAccess == kSingles && p.channels_last);
-    place.base = b * p.length * int64_t(p.dim) + (last ? int64_t(channel) : channel * int64_t(p.length));
+  }
+  // One number per channel; 0 for absent channels and absent tensors.
+  OPENREC_FN void read(const A* p, int64_t stride, int64_t offset, A (&x)[N]) const {
+#pragma unroll
+    for (int c = 0; c < N; ++c) x[c] = p && c < channels ? p[(channel + c) * stride + offset] : A(0);
   }
 };
 
-// Lane j < kT gets B of step j, lane kT + j gets C: they are the same for all channels of a block.
-template <class T>
+// B and C are the same for all channels of a block: lane j < kT holds B of step j, lane kT + j holds C.
+template <class A>
 struct SharedInputs {
-  using A = acc_t<T>;
-  static constexpr int kT = kSteps<T>;
+  static constexpr int kT = kSteps<A>;
   A mine;
 
   template <class L>
-  OPENREC_FN SharedInputs(const ScanArgs<T>& p, const L& l, int state, int step) {
+  OPENREC_FN SharedInputs(const ScanArgs<A>& p, const L& l, int state, int step) {
     const int j = l.lane % kT, which = l.lane / kT;
     const int t = p.reverse ? p.length - 1 - (step + j) : step + j;
     mine = A(0);
     if (which < 2 && step + j < p.length) {
       const int64_t at = which ? l.b * p.c_batch + l.group * p.c_group + state * p.c_state + t * p.c_step
                                : l.b * p.b_batch + l.group * p.b_group + state * p.b_state + t * p.b_step;
-      mine = read_either<T>(which ? p.C : p.B, at, which ? p.c_wide : p.b_wide);
+      mine = read_any<A>(which ? p.C : p.B, at, which ? p.c_type : p.b_type);
     }
   }
   OPENREC_FN A b(int j) const { return __shfl_sync(0xffffffffu, mine, j); }
   OPENREC_FN A c(int j) const { return __shfl_sync(0xffffffffu, mine, kT + j); }
 };
 
-// delta, zero (the identity of the recurrence) where there is no step or no channel; its slope where wanted.
-template <class T, Access kAccess>
-OPENREC_FN void read_delta(const ScanArgs<T>& p, const Lane<T, kAccess>& l, const Tile<T, kAccess>& raw, int step,
-                           const acc_t<T> (&bias)[kChannels<T, kAccess>],
-                           acc_t<T> (&delta)[kChannels<T, kAccess>][kSteps<T>]) {
-  constexpr int kN = kChannels<T, kAccess>, kT = kSteps<T>;
-  using A = acc_t<T>;
-#pragma unroll
-  for (int c = 0; c < kN; ++c)
-#pragma unroll
-    for (int j = 0; j < kT; ++j) delta[c][j] = raw.get(c, j) + bias[c];
-  if (p.softplus) {
-#pragma unroll
-    for (int c = 0; c < kN; ++c)
-#pragma unroll
-      for (int j = 0; j < kT; ++j) delta[c][j] = Maths<T>::softplus(delta[c][j]).value;
-  }
-#pragma unroll
-  for (int c = 0; c < kN; ++c)
-#pragma unroll
-    for (int j = 0; j < kT; ++j)
-      if (step + j >= p.length || c >= l.channels) delta[c][j] = A(0);
-}
-
-template <class T, Access kAccess>
-OPENREC_FN void read_channels(const acc_t<T>* p, const Lane<T, kAccess>& l, int64_t stride, int64_t offset,
-                              acc_t<T> (&x)[kChannels<T, kAccess>]) {
-#pragma unroll
-  for (int c = 0; c < kChannels<T, kAccess>; ++c)
-    x[c] = p && c < l.channels ? p[(l.channel + c) * stride + offset] : acc_t<T>(0);
-}
-
 template <class A>
 struct Piece {  // the map of a warp's steps for one channel
   A product, offset;
 };
+template <class A>
+struct TwoWayPiece {
+  A product, offset, back;  // h -> product h + offset; the gradient e -> product e + back
+};
 
-// ------------------------------------------------------------------------------------------------------------- forward
-template <class T, Access kAccess, bool kOneState>
-__global__ void __launch_bounds__(512) scan_forward(const ScanArgs<T> p) {
-  using A = acc_t<T>;
-  using M = Maths<T>;
-  constexpr int kN = kChannels<T, kAccess>, kT = kSteps<T>, kWidth = 32 * kN;
-  OPENREC_DYNAMIC_SHARED(shared);
-  const Lane<T, kAccess> l(p);
-  const int states = kOneState ? 1 : p.states, slot = l.lane * kN;
-  Piece<A>* const pieces = reinterpret_cast<Piece<A>*>(shared);  // [2][warps][kWidth]
-  A* const carry = p.carry ? p.carry + l.block * 2 * states * kWidth
-                           : reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);  // [2][states][kWidth]
-  A skip[kN], bias[kN], rate[kN];
-  read_channels<T, kAccess>(p.D, l, 1, 0, skip);
-  read_channels<T, kAccess>(p.bias, l, 1, 0, bias);
-  if (kOneState) read_channels<T, kAccess>(p.A_, l, 1, 0, rate);
-
-  int turn = 0;
-  for (int chunk = 0; chunk < p.chunks; ++chunk) {
-    const int step = (chunk * l.warps + l.warp) * kT;
-    const Tile<T, kAccess> u = l.place.load(p.u, step);
-    A delta[kN][kT], y[kN][kT];
-    read_delta<T, kAccess>(p, l, l.place.load(p.delta, step), step, bias, delta);
-#pragma unroll
-    for (int c = 0; c < kN; ++c)
-#pragma unroll
-      for (int j = 0; j < kT; ++j) y[c][j] = skip[c] * u.get(c, j);
-
-    for (int n = 0; n < states; ++n, turn ^= 1) {
-      if (!kOneState) read_channels<T, kAccess>(p.A_, l, states, n, rate);
-      const SharedInputs<T> in(p, l, n, step);
-      A reach[kN][kT], h[kN], product[kN];
-#pragma unroll
-      for (int c = 0; c < kN; ++c) h[c] = A(0), product[c] = A(1);
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        const A bj = in.b(j), cj = in.c(j);
-#pragma unroll
-        for (int c = 0; c < kN; ++c) {
-          const A a = M::decay(delta[c][j], M::rate(rate[c]));
-          h[c] = a * h[c] + delta[c][j] * u.get(c, j) * bj;
-          product[c] *= a;
-          y[c][j] += cj * h[c];
-          reach[c][j] = cj * product[c];
-        }
-      }
-      Piece<A>* const row = pieces + turn * l.warps * kWidth + slot;
-#pragma unroll
-      for (int c = 0; c < kN; ++c) row[l.warp * kWidth + c] = Piece<A>{product[c], h[c]};
-      __syncthreads();
-#pragma unroll
-      for (int c = 0; c < kN; ++c) {
-        A before = chunk ? carry[(((chunk - 1) & 1) * states + n) * kWidth + slot + c] : A(0);
-        for (int w = 0; w < l.warp; ++w) {
-          const Piece<A> piece = row[w * kWidth + c];
-          before = piece.product * before + piece.offset;
-        }
-#pragma unroll
-        for (int j = 0; j < kT; ++j) y[c][j] += reach[c][j] * before;
-        if (l.warp == l.warps - 1) {
-          const A after = product[c] * before + h[c];
-          carry[((chunk & 1) * states + n) * kWidth + slot + c] = after;
-          if (p.last_state && chunk == p.chunks - 1 && c < l.channels)
-            p.last_state[(l.b * p.dim + l.channel + c) * states + n] = after;
-        }
-      }
-    }
-    if (!kOneState && p.z) {
-      const Tile<T, kAccess> z = l.place.load(p.z, step);
-#pragma unroll
-      for (int c = 0; c < kN; ++c)
-#pragma unroll
-        for (int j = 0; j < kT; ++j) y[c][j] *= z.get(c, j) * M::sigmoid(z.get(c, j));
-    }
-    l.place.store(p.out, step, y);
-  }
+// The state before warp `end`, from the one before warp 0.
+template <class P, class A>
+OPENREC_FN A advance(const P* row, int width, int end, A h) {
+  for (int w = 0; w < end; ++w) h = row[w * width].product * h + row[w * width].offset;
+  return h;
 }
 
-// ------------------------------------------------------------------------------------------------------------ backward
 // Adds kValues values over the 32 lanes; lane i ends up with the sum of value lane_value(i). Each step halves the values a
 // lane holds, so it costs about kValues shuffles and not 5 * kValues.
 template <int kValues, int kHalf = 16, class A, int kSize>
@@ -319,271 +143,366 @@ OPENREC_FN void reduce_lanes(A (&x)[kSize], int lane) {
     reduce_lanes<1, kHalf / 2>(x, lane);
   }
 }
-template <int kValues>
-OPENREC_FN int lane_value(int lane) {
-  constexpr int kLanesPerValue = 32 / kValues;
-  return lane / kLanesPerValue;
-}
 
-template <class A>
-struct TwoWayPiece {
-  A product, offset, back;  // h -> product h + offset; e -> product e + back
-};
-
-// The states at the end of all chunks but the last, from the inputs alone.
-template <class T, Access kAccess, bool kOneState>
-OPENREC_FN void chunk_states(const ScanArgs<T>& p, const Lane<T, kAccess>& l, TwoWayPiece<acc_t<T>>* pieces,
-                             acc_t<T>* states_out, const acc_t<T> (&bias)[kChannels<T, kAccess>], int& turn) {
-  using A = acc_t<T>;
-  using M = Maths<T>;
-  constexpr int kN = kChannels<T, kAccess>, kT = kSteps<T>, kWidth = 32 * kN;
-  const int states = kOneState ? 1 : p.states, slot = l.lane * kN;
-  for (int chunk = 0; chunk + 1 < p.chunks; ++chunk) {
-    const int step = (chunk * l.warps + l.warp) * kT;
-    const Tile<T, kAccess> u = l.place.load(p.u, step);
-    A delta[kN][kT];
-    read_delta<T, kAccess>(p, l, l.place.load(p.delta, step), step, bias, delta);
-    for (int n = 0; n < states; ++n, turn ^= 1) {
-      A rate[kN], h[kN], product[kN];
-      read_channels<T, kAccess>(p.A_, l, states, n, rate);
-      const SharedInputs<T> in(p, l, n, step);
-#pragma unroll
-      for (int c = 0; c < kN; ++c) h[c] = A(0), product[c] = A(1);
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        const A bj = in.b(j);
-#pragma unroll
-        for (int c = 0; c < kN; ++c) {
-          const A a = M::decay(delta[c][j], M::rate(rate[c]));
-          h[c] = a * h[c] + delta[c][j] * u.get(c, j) * bj;
-          product[c] *= a;
-        }
-      }
-      TwoWayPiece<A>* const row = pieces + turn * l.warps * kWidth + slot;
-#pragma unroll
-      for (int c = 0; c < kN; ++c) row[l.warp * kWidth + c] = TwoWayPiece<A>{product[c], h[c], A(0)};
-      __syncthreads();
-      if (l.warp == l.warps - 1) {
-#pragma unroll
-        for (int c = 0; c < kN; ++c) {
-          A after = chunk ? states_out[((chunk - 1) * int64_t(states) + n) * kWidth + slot + c] : A(0);
-          for (int w = 0; w < l.warps; ++w) {
-            const TwoWayPiece<A> piece = row[w * kWidth + c];
-            after = piece.product * after + piece.offset;
-          }
-          states_out[(chunk * int64_t(states) + n) * kWidth + slot + c] = after;
-        }
-      }
-    }
+// Writes a piece's dB (x[0 .. kT)) and dC (the rest), summed over the block's channels.
+template <class A, class L>
+OPENREC_FN void write_shared_gradients(const ScanArgs<A>& p, const L& l, int state, int step, A (&x)[2 * kSteps<A>]) {
+  constexpr int kT = kSteps<A>, kLanesPerValue = 32 / (2 * kT);
+  reduce_lanes<2 * kT>(x, l.lane);
+  const int value = l.lane / kLanesPerValue, t = step + value % kT;
+  if (l.lane % kLanesPerValue == 0 && t < p.length) {
+    const int64_t map = (l.group_block * p.batch + l.b) * p.groups + l.group;
+    p.part_bc[((map * p.states + state) * 2 + value / kT) * p.length + (p.reverse ? p.length - 1 - t : t)] = x[0];
   }
 }
 
-template <class T, Access kAccess, bool kOneState>
-__global__ void __launch_bounds__(256) scan_backward(const ScanArgs<T> p) {
-  using A = acc_t<T>;
-  using M = Maths<T>;
-  constexpr int kN = kChannels<T, kAccess>, kT = kSteps<T>, kWidth = 32 * kN;
-  OPENREC_DYNAMIC_SHARED(shared);
-  const Lane<T, kAccess> l(p);
-  const int states = kOneState ? 1 : p.states, slot = l.lane * kN;
-  TwoWayPiece<A>* const pieces = reinterpret_cast<TwoWayPiece<A>*>(shared);     // [2][warps][kWidth]
-  A* const carry = p.carry ? p.carry + l.block * 2 * states * kWidth
-                           : reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);  // [2][states][kWidth]
-  A* const own = p.private_dA ? p.private_dA + l.block * l.warps * states * kWidth
-                              : reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth) + 2 * states * kWidth;
-  A* const between = p.chunk_states + l.block * (p.chunks - 1) * states * kWidth;
-  A skip[kN], bias[kN], rate[kN], sum_A[kN], sum_D[kN], sum_bias[kN];
-  read_channels<T, kAccess>(p.D, l, 1, 0, skip);
-  read_channels<T, kAccess>(p.bias, l, 1, 0, bias);
-  if (kOneState) read_channels<T, kAccess>(p.A_, l, 1, 0, rate);
-#pragma unroll
-  for (int c = 0; c < kN; ++c) sum_A[c] = sum_D[c] = sum_bias[c] = A(0);
-  if (!kOneState)
-    for (int n = 0; n < states; ++n)
-      for (int c = 0; c < kN; ++c) own[(l.warp * states + n) * kWidth + slot + c] = A(0);
-
-  int turn = 0;
-  chunk_states<T, kAccess, kOneState>(p, l, pieces, between, bias, turn);
-  for (int chunk = p.chunks - 1; chunk >= 0; --chunk) {
-    const int step = (chunk * l.warps + l.warp) * kT;
-    const Tile<T, kAccess> u = l.place.load(p.u, step), raw = l.place.load(p.delta, step);
-    const Tile<T, kAccess> grad = l.place.load(p.grad, step);
-    A delta[kN][kT], dy[kN][kT], du[kN][kT], ddelta[kN][kT], y[kN][kT];
-    read_delta<T, kAccess>(p, l, raw, step, bias, delta);
-#pragma unroll
-    for (int c = 0; c < kN; ++c)
-#pragma unroll
-      for (int j = 0; j < kT; ++j) dy[c][j] = grad.get(c, j);
-    if (!kOneState && p.z) {
-      const Tile<T, kAccess> z = l.place.load(p.z, step);
-#pragma unroll
-      for (int c = 0; c < kN; ++c)
-#pragma unroll
-        for (int j = 0; j < kT; ++j) dy[c][j] *= z.get(c, j) * M::sigmoid(z.get(c, j));
-    }
-#pragma unroll
-    for (int c = 0; c < kN; ++c)
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        du[c][j] = skip[c] * dy[c][j];
-        ddelta[c][j] = A(0);
-        y[c][j] = skip[c] * u.get(c, j);
-        sum_D[c] += dy[c][j] * u.get(c, j);
-      }
-
-    for (int n = 0; n < states; ++n, turn ^= 1) {
-      if (!kOneState) read_channels<T, kAccess>(p.A_, l, states, n, rate);
-      const SharedInputs<T> in(p, l, n, step);
-      A decay[kN][kT], before[kN][kT], h[kN], e[kN], product[kN];
-#pragma unroll
-      for (int c = 0; c < kN; ++c) h[c] = e[c] = A(0), product[c] = A(1);
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        const A bj = in.b(j);
-#pragma unroll
-        for (int c = 0; c < kN; ++c) {
-          decay[c][j] = M::decay(delta[c][j], M::rate(rate[c]));
-          h[c] = decay[c][j] * h[c] + delta[c][j] * u.get(c, j) * bj;
-          product[c] *= decay[c][j];
-        }
-      }
-#pragma unroll
-      for (int j = kT - 1; j >= 0; --j) {
-        const A cj = in.c(j);
-#pragma unroll
-        for (int c = 0; c < kN; ++c) e[c] = decay[c][j] * (cj * dy[c][j] + e[c]);
-      }
-      TwoWayPiece<A>* const row = pieces + turn * l.warps * kWidth + slot;
-#pragma unroll
-      for (int c = 0; c < kN; ++c) row[l.warp * kWidth + c] = TwoWayPiece<A>{product[c], h[c], e[c]};
-      __syncthreads();
-#pragma unroll
-      for (int c = 0; c < kN; ++c) {
-        h[c] = chunk ? between[((chunk - 1) * int64_t(states) + n) * kWidth + slot + c] : A(0);
-        for (int w = 0; w < l.warp; ++w) {
-          const TwoWayPiece<A> piece = row[w * kWidth + c];
-          h[c] = piece.product * h[c] + piece.offset;
-        }
-        if (chunk + 1 < p.chunks)
-          e[c] = carry[(((chunk + 1) & 1) * states + n) * kWidth + slot + c];
-        else
-          e[c] = p.grad_last && c < l.channels ? p.grad_last[(l.b * p.dim + l.channel + c) * states + n] : A(0);
-        for (int w = l.warps - 1; w > l.warp; --w) {
-          const TwoWayPiece<A> piece = row[w * kWidth + c];
-          e[c] = piece.product * e[c] + piece.back;
-        }
-      }
-      // h of every step forwards, its gradient backwards. A step's state before it is kept.
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        const A bj = in.b(j);
-#pragma unroll
-        for (int c = 0; c < kN; ++c) {
-          before[c][j] = h[c];
-          h[c] = decay[c][j] * h[c] + delta[c][j] * u.get(c, j) * bj;
-        }
-      }
-      A shared_grads[2 * kT], dA[kN];
-#pragma unroll
-      for (int c = 0; c < kN; ++c) dA[c] = A(0);
-#pragma unroll
-      for (int j = kT - 1; j >= 0; --j) {
-        const A bj = in.b(j), cj = in.c(j);
-        A db = A(0), dc = A(0);
-#pragma unroll
-        for (int c = 0; c < kN; ++c) {
-          const A uj = u.get(c, j), kept = decay[c][j] * before[c][j], after = j + 1 < kT ? before[c][j + 1] : h[c];
-          const A dh = cj * dy[c][j] + e[c], dh_delta = dh * delta[c][j];
-          ddelta[c][j] += dh * (uj * bj + rate[c] * kept);
-          du[c][j] += dh_delta * bj;
-          dA[c] += dh_delta * kept;
-          db += dh_delta * uj;
-          dc += dy[c][j] * after;
-          y[c][j] += cj * after;
-          e[c] = decay[c][j] * dh;
-        }
-        shared_grads[j] = db;
-        shared_grads[kT + j] = dc;
-      }
-#pragma unroll
-      for (int c = 0; c < kN; ++c) {
-        if (l.warp == 0) carry[((chunk & 1) * states + n) * kWidth + slot + c] = e[c];
-        if (kOneState)
-          sum_A[c] += dA[c];
-        else
-          own[(l.warp * states + n) * kWidth + slot + c] += dA[c];
-      }
-      reduce_lanes<2 * kT>(shared_grads, l.lane);
-      const int value = lane_value<2 * kT>(l.lane), t = step + value % kT;
-      if (l.lane % (32 / (2 * kT)) == 0 && t < p.length) {
-        const int64_t map = (l.group_block * p.batch + l.b) * p.groups + l.group;
-        p.part_bc[((map * states + n) * 2 + value / kT) * p.length + (p.reverse ? p.length - 1 - t : t)] = shared_grads[0];
-      }
-    }
-
-#pragma unroll
-    for (int c = 0; c < kN; ++c)
-#pragma unroll
-      for (int j = 0; j < kT; ++j) {
-        if (p.softplus) ddelta[c][j] *= M::softplus(raw.get(c, j) + bias[c]).slope;
-        if (step + j < p.length) sum_bias[c] += ddelta[c][j];
-      }
-    l.place.store(p.du, step, du);
-    l.place.store(p.ddelta, step, ddelta);
-    if (!kOneState && p.z) {
-      const Tile<T, kAccess> z = l.place.load(p.z, step), again = l.place.load(p.grad, step);
-#pragma unroll
-      for (int c = 0; c < kN; ++c)
-#pragma unroll
-        for (int j = 0; j < kT; ++j) {
-          const A zj = z.get(c, j), s = M::sigmoid(zj);
-          y[c][j] *= again.get(c, j) * s * (A(1) + zj * (A(1) - s));
-        }
-      l.place.store(p.dz, step, y);
-    }
-  }
-
-  // This sequence's sums over time: add the warps' in order.
+// Adds the sums that warps hold for their steps, in order: what is left of dA, dD, dbias is a sum over the batch.
+// `own`: [warps][states + 2][kWidth].
+template <class A, class L>
+OPENREC_FN void write_time_gradients(const ScanArgs<A>& p, const L& l, const A* own) {
+  constexpr int kWidth = L::kWidth;
+  const int rows = p.states + 2;
   __syncthreads();
-  A* const sums = reinterpret_cast<A*>(shared);  // [warps][3][kWidth], over the pieces
-#pragma unroll
-  for (int c = 0; c < kN; ++c) {
-    A* const q = sums + l.warp * 3 * kWidth + slot + c;
-    q[0] = sum_A[c], q[kWidth] = sum_D[c], q[2 * kWidth] = sum_bias[c];
-  }
-  __syncthreads();
-  A* const out = p.part_time + l.b * (states + 2) * p.dim;
-  for (int i = int(threadIdx.x); i < (states + 2) * kWidth; i += int(blockDim.x)) {
+  A* const out = p.part_time + l.b * rows * p.dim;
+  for (int i = int(threadIdx.x); i < rows * kWidth; i += int(blockDim.x)) {
     const int row = i / kWidth, c = i - row * kWidth, channel = l.group_block * kWidth + c;
     if (channel >= p.group_dim) continue;
     A total = A(0);
-    for (int w = 0; w < l.warps; ++w) {
-      if (row < states && !kOneState)
-        total += own[(w * states + row) * kWidth + c];
-      else
-        total += sums[(w * 3 + (row < states ? 0 : row - states + 1)) * kWidth + c];
-    }
+    for (int w = 0; w < l.warps; ++w) total += own[(w * rows + row) * kWidth + c];
     out[row * int64_t(p.dim) + l.group * p.group_dim + channel] = total;
   }
 }
 
+// ------------------------------------------------------------------------------- kSteps steps of a lane's channels
+template <class T, Access kAccess>
+struct Tile {
+  using A = acc_t<T>;
+  static constexpr int kN = kChannels<T, kAccess>, kT = kSteps<A>;
+  static constexpr int kWide = kAccess == kRows ? kT : kN;  // values that lie together
+  Packed<T, kWide> part[kN * kT / kWide];
+
+  OPENREC_FN A get(int channel, int step) const {
+    return kAccess == kRows ? part[channel].get(step) : part[step].get(channel);
+  }
+};
+
+// Where a lane's values lie in u, delta and the like. Within a sequence 32 bits do (the host sees to it).
+template <class T, Access kAccess>
+struct Place {
+  using A = acc_t<T>;
+  static constexpr int kN = kChannels<T, kAccess>, kT = kSteps<A>;
+  int64_t sequence;  // first element of this sequence, the same for the whole block
+  int first;         // the lane's first channel at the first step, in order of the scan
+  int stride;        // to the next step in order of the scan
+  int length, channels;
+  bool reverse;
+
+  template <class L>
+  OPENREC_FN Place(const ScanArgs<A>& p, const L& l) : length(p.length), channels(l.channels), reverse(p.reverse) {
+    const bool last = kAccess == kPairs || (kAccess == kSingles && p.channels_last);
+    stride = last ? p.dim : 1;
+    sequence = l.b * p.length * int64_t(p.dim);
+    first = (last ? l.channel : l.channel * p.length) + (reverse ? (length - 1) * stride : 0);
+    stride = reverse ? -stride : stride;
+  }
+  // Run of kT steps of channel c (kRows).
+  OPENREC_FN int run(int c, int step) const { return first + c * length + (reverse ? -(step + kT - 1) : step); }
+
+  OPENREC_FN Tile<T, kAccess> load(const void* from, int step) const {
+    const T* const p = static_cast<const T*>(from) + sequence;
+    Tile<T, kAccess> tile;
+    if constexpr (kAccess == kRows) {
+#pragma unroll
+      for (int c = 0; c < kN; ++c) {
+        tile.part[c].clear();
+        if (c < channels && step < length) tile.part[c].load(p + run(c, step));
+        if (reverse) tile.part[c].flip();
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kT; ++j) {
+        tile.part[j].clear();
+        if (channels > 0 && step + j < length) tile.part[j].load(p + (first + (step + j) * stride));
+      }
+    }
+    return tile;
+  }
+  OPENREC_FN void store(void* to, int step, const A (&x)[kN][kT]) const {
+    T* const p = static_cast<T*>(to) + sequence;
+    if constexpr (kAccess == kRows) {
+#pragma unroll
+      for (int c = 0; c < kN; ++c) {
+        Packed<T, kT> v;
+        v.set(x[c]);
+        if (reverse) v.flip();
+        if (c < channels && step < length) v.store(p + run(c, step));
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kT; ++j) {
+        A values[kN];
+#pragma unroll
+        for (int c = 0; c < kN; ++c) values[c] = x[c][j];
+        store_step(to, step + j, values);
+      }
+    }
+  }
+  // One step (not kRows).
+  OPENREC_FN void store_step(void* to, int step, const A (&x)[kN]) const {
+    Packed<T, kN> v;
+    v.set(x);
+    if (channels > 0 && step < length) v.store(static_cast<T*>(to) + sequence + (first + step * stride));
+  }
+};
+
+// The step sizes, zero (the identity of the recurrence) where there is no step or no channel.
+template <class T, int N, int kT, class Raw>
+OPENREC_FN void read_delta(const ScanArgs<acc_t<T>>& p, int channels, const Raw& raw, int step, const acc_t<T> (&bias)[N],
+                           acc_t<T> (&delta)[N][kT]) {
+  using A = acc_t<T>;
+#pragma unroll
+  for (int c = 0; c < N; ++c)
+#pragma unroll
+    for (int j = 0; j < kT; ++j) delta[c][j] = raw.get(c, j) + bias[c];
+  if (p.softplus) {
+#pragma unroll
+    for (int c = 0; c < N; ++c)
+#pragma unroll
+      for (int j = 0; j < kT; ++j) delta[c][j] = Maths<T>::softplus(delta[c][j]).value;
+  }
+#pragma unroll
+  for (int c = 0; c < N; ++c)
+#pragma unroll
+    for (int j = 0; j < kT; ++j)
+      if (step + j >= p.length || c >= channels) delta[c][j] = A(0);
+}
+
+// ------------------------------------------------------------------------------------------------ one state, forward
+template <class T, Access kAccess>
+__global__ void __launch_bounds__(kScanThreads, 2) scan_forward(const ScanArgs<acc_t<T>> p) {
+  using A = acc_t<T>;
+  using M = Maths<T>;
+  constexpr int N = kChannels<T, kAccess>, kT = kSteps<A>, kWidth = 32 * N;
+  OPENREC_DYNAMIC_SHARED(shared);
+  const Lane<A, N> l(p);
+  const Place<T, kAccess> place(p, l);
+  Piece<A>* const pieces = reinterpret_cast<Piece<A>*>(shared);           // [2][warps][kWidth]
+  A* const carry = reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);  // [2][kWidth]
+  A skip[N], bias[N], rate[N];
+  l.read(p.D, 1, 0, skip);
+  l.read(p.bias, 1, 0, bias);
+  l.read(p.A_, 1, 0, rate);
+#pragma unroll
+  for (int c = 0; c < N; ++c) rate[c] = M::rate(rate[c]);
+
+  for (int chunk = 0; chunk < p.chunks; ++chunk) {
+    const int step = (chunk * l.warps + l.warp) * kT, odd = chunk & 1;
+    const Tile<T, kAccess> u = place.load(p.u, step);
+    const Tile<T, kAccess> raw = place.load(p.delta, step);
+    const SharedInputs<A> in(p, l, 0, step);
+    A y[N][kT], reach[N][kT], h[N], product[N];
+    read_delta<T>(p, l.channels, raw, step, bias, reach);
+#pragma unroll
+    for (int c = 0; c < N; ++c) h[c] = A(0), product[c] = A(1);
+#pragma unroll
+    for (int j = 0; j < kT; ++j) {
+      const A bj = in.b(j), cj = in.c(j);
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        const A delta = reach[c][j], uj = u.get(c, j), decay = M::decay(delta, rate[c]);
+        h[c] = decay * h[c] + delta * uj * bj;
+        product[c] *= decay;
+        y[c][j] = cj * h[c] + skip[c] * uj;
+        reach[c][j] = cj * product[c];
+      }
+    }
+    Piece<A>* const row = pieces + odd * l.warps * kWidth + l.slot;
+#pragma unroll
+    for (int c = 0; c < N; ++c) row[l.warp * kWidth + c] = Piece<A>{product[c], h[c]};
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < N; ++c) {
+      const A before = advance(row + c, kWidth, l.warp, chunk ? carry[(odd ^ 1) * kWidth + l.slot + c] : A(0));
+#pragma unroll
+      for (int j = 0; j < kT; ++j) y[c][j] += reach[c][j] * before;
+      if (l.warp == l.warps - 1) {
+        const A after = product[c] * before + h[c];
+        carry[odd * kWidth + l.slot + c] = after;
+        if (p.last_state && chunk == p.chunks - 1 && c < l.channels) p.last_state[l.b * p.dim + l.channel + c] = after;
+      }
+    }
+    place.store(p.out, step, y);
+  }
+}
+
+// ----------------------------------------------------------------------------------------------- one state, backward
+template <class T, Access kAccess>
+__global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<acc_t<T>> p) {
+  using A = acc_t<T>;
+  using M = Maths<T>;
+  constexpr int N = kChannels<T, kAccess>, kT = kSteps<A>, kWidth = 32 * N;
+  OPENREC_DYNAMIC_SHARED(shared);
+  const Lane<A, N> l(p);
+  const Place<T, kAccess> place(p, l);
+  TwoWayPiece<A>* const pieces = reinterpret_cast<TwoWayPiece<A>*>(shared);  // [2][warps][kWidth]
+  A* const carry = reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);     // [2][kWidth]
+  A* const own = carry + 2 * kWidth + l.warp * 3 * kWidth + l.slot;         // [warps][dA, dD, dbias][kWidth]
+  A* const between = p.chunk_states + l.block * (p.chunks - 1) * kWidth + l.slot;
+  A bias[N], rate[N];
+  l.read(p.bias, 1, 0, bias);
+  l.read(p.A_, 1, 0, rate);
+#pragma unroll
+  for (int c = 0; c < N; ++c) {
+    rate[c] = M::rate(rate[c]);
+    own[c] = own[kWidth + c] = own[2 * kWidth + c] = A(0);
+  }
+
+  int odd = 0;
+  for (int chunk = 0; chunk + 1 < p.chunks; ++chunk, odd ^= 1) {  // states between chunks
+    const int step = (chunk * l.warps + l.warp) * kT;
+    const Tile<T, kAccess> u = place.load(p.u, step);
+    const SharedInputs<A> in(p, l, 0, step);
+    A delta[N][kT], h[N], product[N];
+    read_delta<T>(p, l.channels, place.load(p.delta, step), step, bias, delta);
+#pragma unroll
+    for (int c = 0; c < N; ++c) h[c] = A(0), product[c] = A(1);
+#pragma unroll
+    for (int j = 0; j < kT; ++j) {
+      const A bj = in.b(j);
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        const A decay = M::decay(delta[c][j], rate[c]);
+        h[c] = decay * h[c] + delta[c][j] * u.get(c, j) * bj;
+        product[c] *= decay;
+      }
+    }
+    TwoWayPiece<A>* const row = pieces + odd * l.warps * kWidth + l.slot;
+#pragma unroll
+    for (int c = 0; c < N; ++c) row[l.warp * kWidth + c] = TwoWayPiece<A>{product[c], h[c], A(0)};
+    __syncthreads();
+    if (l.warp == l.warps - 1) {
+#pragma unroll
+      for (int c = 0; c < N; ++c)
+        between[chunk * kWidth + c] = advance(row + c, kWidth, l.warps, chunk ? between[(chunk - 1) * kWidth + c] : A(0));
+    }
+  }
+
+  for (int chunk = p.chunks - 1; chunk >= 0; --chunk, odd ^= 1) {
+    const int step = (chunk * l.warps + l.warp) * kT;
+    const Tile<T, kAccess> u = place.load(p.u, step), grad = place.load(p.grad, step);
+    const SharedInputs<A> in(p, l, 0, step);
+    A delta[N][kT], decay[N][kT], h[N], e[N], product[N];
+    read_delta<T>(p, l.channels, place.load(p.delta, step), step, bias, delta);
+#pragma unroll
+    for (int c = 0; c < N; ++c) h[c] = e[c] = A(0), product[c] = A(1);
+#pragma unroll
+    for (int j = 0; j < kT; ++j) {
+      const A bj = in.b(j);
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        decay[c][j] = M::decay(delta[c][j], rate[c]);
+        h[c] = decay[c][j] * h[c] + delta[c][j] * u.get(c, j) * bj;
+        product[c] *= decay[c][j];
+      }
+    }
+#pragma unroll
+    for (int j = kT - 1; j >= 0; --j) {
+      const A cj = in.c(j);
+#pragma unroll
+      for (int c = 0; c < N; ++c) e[c] = decay[c][j] * (cj * grad.get(c, j) + e[c]);
+    }
+    TwoWayPiece<A>* const row = pieces + odd * l.warps * kWidth + l.slot;
+#pragma unroll
+    for (int c = 0; c < N; ++c) row[l.warp * kWidth + c] = TwoWayPiece<A>{product[c], h[c], e[c]};
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < N; ++c) {
+      h[c] = advance(row + c, kWidth, l.warp, chunk ? between[(chunk - 1) * kWidth + c] : A(0));
+      if (chunk + 1 < p.chunks)
+        e[c] = carry[(odd ^ 1) * kWidth + l.slot + c];
+      else
+        e[c] = p.grad_last && c < l.channels ? p.grad_last[l.b * p.dim + l.channel + c] : A(0);
+      for (int w = l.warps - 1; w > l.warp; --w) e[c] = row[w * kWidth + c].product * e[c] + row[w * kWidth + c].back;
+    }
+
+    // The state before each step forwards, then its gradient backwards; results replace what they were made from.
+    A before[N][kT], shared_grads[2 * kT];
+#pragma unroll
+    for (int j = 0; j < kT; ++j) {
+      const A bj = in.b(j);
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        before[c][j] = h[c];
+        h[c] = decay[c][j] * h[c] + delta[c][j] * u.get(c, j) * bj;
+      }
+    }
+    A skip[N], slope_of[N], sum_A[N], sum_D[N], sum_bias[N];  // slope_of: A as it is, rate may be scaled
+    l.read(p.D, 1, 0, skip);
+    l.read(p.A_, 1, 0, slope_of);
+#pragma unroll
+    for (int c = 0; c < N; ++c) sum_A[c] = sum_D[c] = sum_bias[c] = A(0);
+#pragma unroll
+    for (int j = kT - 1; j >= 0; --j) {
+      const A bj = in.b(j), cj = in.c(j);
+      A db = A(0), dc = A(0), du[N];
+#pragma unroll
+      for (int c = 0; c < N; ++c) {
+        const A uj = u.get(c, j), dy = grad.get(c, j), kept = decay[c][j] * before[c][j];
+        const A dh = cj * dy + e[c], dh_delta = dh * delta[c][j];
+        db += dh_delta * uj;
+        dc += dy * h[c];
+        sum_A[c] += dh_delta * kept;
+        sum_D[c] += dy * uj;
+        h[c] = before[c][j];
+        e[c] = decay[c][j] * dh;
+        delta[c][j] = du[c] = dh_delta * bj + skip[c] * dy;
+        decay[c][j] = dh * (uj * bj + slope_of[c] * kept);  // of delta after softplus
+      }
+      if constexpr (kAccess != kRows) place.store_step(p.du, step + j, du);
+      shared_grads[j] = db;
+      shared_grads[kT + j] = dc;
+    }
+    if (l.warp == 0) {
+#pragma unroll
+      for (int c = 0; c < N; ++c) carry[odd * kWidth + l.slot + c] = e[c];
+    }
+    if constexpr (kAccess == kRows) place.store(p.du, step, delta);
+    write_shared_gradients(p, l, 0, step, shared_grads);
+    if (p.softplus) {
+      const Tile<T, kAccess> raw = place.load(p.delta, step);  // again: cheaper than keeping it in registers
+#pragma unroll
+      for (int c = 0; c < N; ++c)
+#pragma unroll
+        for (int j = 0; j < kT; ++j) decay[c][j] *= M::softplus(raw.get(c, j) + bias[c]).slope;
+    }
+    place.store(p.ddelta, step, decay);
+#pragma unroll
+    for (int c = 0; c < N; ++c)
+#pragma unroll
+      for (int j = 0; j < kT; ++j)
+        if (step + j < p.length) sum_bias[c] += decay[c][j];
+#pragma unroll
+    for (int c = 0; c < N; ++c) own[c] += sum_A[c], own[kWidth + c] += sum_D[c], own[2 * kWidth + c] += sum_bias[c];
+  }
+  write_time_gradients(p, l, carry + 2 * kWidth);
+}
+
+// ------------------------------------------------------------------------------------------------------------ finish
 // Adds the partial sums. Blocks [0, time_blocks): 32 columns of part_time each, the batch split over the block's warps;
 // the others: one element of dB or dC per thread.
-template <class T>
+template <class A>
 struct FinishArgs {
-  using A = acc_t<T>;
   int64_t batch;
   int dim, length, groups, states, group_blocks, time_blocks;
   bool channels_last;
   const A *part_time, *part_bc;
   A *dA, *dD, *dbias;  // dD and dbias may be null
   void *dB, *dC;
-  bool b_wide, c_wide;
+  DType b_type, c_type;
 };
 
-template <class T>
-__global__ void __launch_bounds__(256) scan_finish(const FinishArgs<T> p) {
-  using A = acc_t<T>;
+template <class A>
+__global__ void __launch_bounds__(kScanThreads) scan_finish(const FinishArgs<A> p) {
   OPENREC_DYNAMIC_SHARED(shared);
   const int lane = int(threadIdx.x) & 31, warp = int(threadIdx.x) >> 5, warps = int(blockDim.x) >> 5;
   if (int64_t(blockIdx.x) < p.time_blocks) {
@@ -619,7 +538,7 @@ __global__ void __launch_bounds__(256) scan_finish(const FinishArgs<T> p) {
       const int64_t bg = map / p.states, n = map - bg * p.states, b = bg / p.groups, g = bg - b * p.groups;
       to = ((b * p.length + t) * p.groups + g) * p.states + n;
     }
-    write_either<T>(row & 1 ? p.dC : p.dB, to, row & 1 ? p.c_wide : p.b_wide, sum);
+    write_any<A>(row & 1 ? p.dC : p.dB, to, row & 1 ? p.c_type : p.b_type, sum);
   }
 }
 
