@@ -248,12 +248,11 @@ OPENREC_INLINE Vec<float> exp2(Vec<float> x) {
 #endif
   const Split split(x);
   const Vec<float> r = x - split.whole();
-  Vec<float> p = r * 1.534580786e-4f + 1.339993157e-3f;
-  p = p * r + 9.618488976e-3f;
-  p = p * r + 5.550328776e-2f;
-  p = p * r + 2.402264689e-1f;
-  p = p * r + 6.931472057e-1f;
-  p = p * r + 1.0f;
+  // Even and odd powers in pairs: half the latency of Horner's rule, and the scan waits for latency.
+  const Vec<float> r2 = r * r;
+  Vec<float> p = r2 * 1.534580786e-4f + (r * 1.339993157e-3f + 9.618488976e-3f);
+  p = p * r2 + (r * 5.550328776e-2f + 2.402264689e-1f);
+  p = p * r2 + (r * 6.931472057e-1f + 1.0f);
   return split.scale(p);
 }
 
@@ -264,25 +263,20 @@ OPENREC_INLINE Vec<float> exp_minus_magnitude(Vec<float> x) {
   const Vec<float> n = split.whole();
   Vec<float> r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  Vec<float> p = r * 1.383684225e-3f + 8.374816022e-3f;
-  p = p * r + 4.166822565e-2f;
-  p = p * r + 1.666642017e-1f;
-  p = p * r + 4.999999208e-1f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  const Vec<float> r2 = r * r;
+  Vec<float> p = r2 * 1.383684225e-3f + (r * 8.374816022e-3f + 4.166822565e-2f);
+  p = p * r2 + (r * 1.666642017e-1f + 4.999999208e-1f);
+  p = p * r2 + (r + 1.0f);
   return split.scale(p);
 }
 
 // log(1 + y) for y in [0, 1], relative error 1e-7 also for tiny y; a polynomial, because a division would cost more.
 OPENREC_INLINE Vec<float> log1p_unit(Vec<float> y) {
-  Vec<float> p = y * 5.232629255e-3f - 2.950498656e-2f;
-  p = p * y + 7.822555705e-2f;
-  p = p * y - 1.366321397e-1f;
-  p = p * y + 1.910599283e-1f;
-  p = p * y - 2.484297903e-1f;
-  p = p * y + 3.331909649e-1f;
-  p = p * y - 4.999949313e-1f;
-  p = p * y + 9.999999699e-1f;
+  const Vec<float> y2 = y * y;
+  Vec<float> p = y2 * 5.232629255e-3f + (7.822555705e-2f - y * 2.950498656e-2f);
+  p = p * y2 + (1.910599283e-1f - y * 1.366321397e-1f);
+  p = p * y2 + (3.331909649e-1f - y * 2.484297903e-1f);
+  p = p * y2 + (9.999999699e-1f - y * 4.999949313e-1f);
   return p * y;
 }
 

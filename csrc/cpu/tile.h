@@ -30,13 +30,20 @@ OPENREC_INLINE void write_one(float* p, double x) { *p = float(x); }
 OPENREC_INLINE void write_one(bf16* p, double x) { from_float(p, float(x)); }
 OPENREC_INLINE void write_one(f16* p, double x) { from_float(p, float(x)); }
 
+// Bytes: the hardware does not foresee that every row is read on, a line at a time.
+constexpr int64_t kAhead = 128;
+
 template <class T, class S, bool Load>
 OPENREC_INLINE void move_square(T* rows, const Block& k, S* p, int64_t channel_stride, int64_t i, int64_t c) {
   constexpr int n = kLanes<T>;
   Vec<T> square[n];
   const int64_t first = k.reverse ? k.physical(i + n - 1) : k.physical(i);
   if constexpr (Load) {
-    for (int j = 0; j < n; ++j) square[j] = load(p + (c + j) * channel_stride + first);
+    for (int j = 0; j < n; ++j) {
+      const S* q = p + (c + j) * channel_stride + first;
+      square[j] = load(q);
+      __builtin_prefetch(q + (k.reverse ? -kAhead : kAhead) / int64_t(sizeof(S)));
+    }
     transpose(square);
     for (int j = 0; j < n; ++j) store(rows + (i + (k.reverse ? n - 1 - j : j)) * k.width + c, square[j]);
   } else {

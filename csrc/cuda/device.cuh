@@ -483,6 +483,15 @@ struct FastDiv {
   }
 };
 
+// x, but the compiler does not know: what is computed from the result is computed anew instead of being kept in registers
+// (addresses, above all) from where x was used before.
+OPENREC_FN int renewed(int x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace openrec::cuda

@@ -14,24 +14,23 @@ namespace {
 constexpr int64_t kStretch = 128;           // steps per block where tensors are not read in place
 constexpr int64_t kSavedBytes = 512 << 10;  // states that a backward stretch may keep: half of a usual L2 cache
 
-// float64 is there for checking gradients: one vector at a time will do, and compiles in half the time.
+// Vectors per block. float64 is there for checking gradients: one will do, and compiles in half the time.
 template <class T>
-constexpr int kMostVectors = sizeof(T) == 4 ? 4 : 1;
+constexpr int kMost = sizeof(T) == 4 ? 4 : 1;
 
-// How the channels of a group are cut into blocks of `vectors` vectors.
+// How the channels of a group are cut into blocks of kMost vectors, or of one where that wastes fewer lanes.
 template <class T>
 struct Cut {
   int64_t per_group, blocks, width;
   int vectors;
 
   explicit Cut(const ScanArgs& a) {
+    constexpr int most = kMost<T>;
     per_group = a.dim / (a.groups ? a.groups : 1);
-    width = blocks = 0;
-    int64_t best = 0;
-    for (int n = kMostVectors<T>; n; n /= 2) {  // the widest that wastes no more lanes than the others
-      const int64_t w = n * kLanes<T>, b = (per_group + w - 1) / w;
-      if (!blocks || b * w < best) vectors = n, width = w, blocks = b, best = b * w;
-    }
+    const int64_t wide = most * kLanes<T>, narrow = kLanes<T>;
+    const int64_t wide_blocks = (per_group + wide - 1) / wide, narrow_blocks = (per_group + narrow - 1) / narrow;
+    const bool one = narrow_blocks * narrow < wide_blocks * wide;
+    vectors = one ? 1 : most, width = one ? narrow : wide, blocks = one ? narrow_blocks : wide_blocks;
   }
   int64_t tasks(const ScanArgs& a) const { return a.batch * a.groups * blocks; }
 };
@@ -169,12 +168,8 @@ size_t forward_scratch(const ScanArgs& a) {
 template <class T>
 void forward(const ScanArgs& a, int64_t begin, int64_t end, void* scratch) {
   const Cut<T> cut(a);
-  for (int64_t i = begin; i < end; ++i) {
-    if (cut.vectors == 1)
-      forward_task<T, 1>(a, cut, i, (T*)scratch);
-    else if constexpr (kMostVectors<T> == 4)
-      cut.vectors == 4 ? forward_task<T, 4>(a, cut, i, (T*)scratch) : forward_task<T, 2>(a, cut, i, (T*)scratch);
-  }
+  for (int64_t i = begin; i < end; ++i)
+    cut.vectors == 1 ? forward_task<T, 1>(a, cut, i, (T*)scratch) : forward_task<T, kMost<T>>(a, cut, i, (T*)scratch);
 }
 
 // ----------------------------------------------------------------------------------------------------------- backward
@@ -200,7 +195,7 @@ OPENREC_INLINE void advance(const Task<T, NV>& task, bool soft, int64_t states, 
   for (int64_t i = 0; i < steps; ++i) {
     const T *pu = u.at(i), *pd = delta.at(i);
     T* const row = saved ? saved + i * (2 * states + 2) * W : nullptr;
-    for (int v = 0; v < NV; ++v) {
+    OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
       Vec<T> dt = load(pd + v * L) + load(task.bias + v * L), slope = {};
       if (soft) dt = softplus(dt, slope);
       const Vec<T> dx = dt * load(pu + v * L);
@@ -246,7 +241,7 @@ OPENREC_INLINE void sweep(const Task<T, NV>& task, const Sums<T, NV>& s, bool so
   constexpr int64_t W = Task<T, NV>::W;
   const int64_t states = One ? 1 : many;
   Vec<T> carry[NV], da[NV], dd[NV], dbias[NV];
-  for (int v = 0; v < NV; ++v) {
+  OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
     carry[v] = load(s.carry + v * L), da[v] = load(s.da + v * L);
     dd[v] = load(s.dd + v * L), dbias[v] = load(s.dbias + v * L);
   }
@@ -254,7 +249,7 @@ OPENREC_INLINE void sweep(const Task<T, NV>& task, const Sums<T, NV>& s, bool so
     const T* const row = saved + i * (2 * states + 2) * W;
     T *const gb = dB + i * map_step, *const gc = dC + i * map_step;
     Vec<T> sum_b = {}, sum_c = {};
-    for (int v = 0; v < NV; ++v) {
+    OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
       const Vec<T> x = load(r.u.at(i) + v * L), dt = load(row + v * L), direct = load(task.d + v * L), dx = dt * x;
       Vec<T> g = load(r.grad.at(i) + v * L);
       if (r.z.p) {  // through the gate first: out = y * z * sigmoid(z)
@@ -297,7 +292,7 @@ OPENREC_INLINE void sweep(const Task<T, NV>& task, const Sums<T, NV>& s, bool so
     }
     if (One) gb[0] = sum(sum_b), gc[0] = sum(sum_c);
   }
-  for (int v = 0; v < NV; ++v) {
+  OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
     if (One) store(s.carry + v * L, carry[v]), store(s.da + v * L, da[v]);
     store(s.dd + v * L, dd[v]), store(s.dbias + v * L, dbias[v]);
   }
@@ -364,21 +359,20 @@ size_t backward_scratch(const ScanArgs& a) {
 template <class T>
 void backward(const ScanArgs& a, int64_t begin, int64_t end, void* scratch) {
   const Cut<T> cut(a);
-  for (int64_t i = begin; i < end; ++i) {
-    if (cut.vectors == 1)
-      backward_task<T, 1>(a, cut, i, (T*)scratch);
-    else if constexpr (kMostVectors<T> == 4)
-      cut.vectors == 4 ? backward_task<T, 4>(a, cut, i, (T*)scratch) : backward_task<T, 2>(a, cut, i, (T*)scratch);
-  }
+  for (int64_t i = begin; i < end; ++i)
+    cut.vectors == 1 ? backward_task<T, 1>(a, cut, i, (T*)scratch) : backward_task<T, kMost<T>>(a, cut, i, (T*)scratch);
 }
 
 }  // namespace
 
-int64_t scan_blocks(const ScanArgs& a, bool is_double) { return is_double ? Cut<double>(a).blocks : Cut<float>(a).blocks; }
+int64_t scan_blocks(const ScanArgs& a, bool is_double) {
+  return is_double ? Cut<double>(a).blocks : Cut<float>(a).blocks;
+}
 
 template <class T>
 static Pair<ScanArgs> pair() {
-  return {{tasks<T>, forward_scratch<T>, forward<T>}, {tasks<T>, backward_scratch<T>, backward<T>}};
+  return {{tasks<T>, forward_scratch<T>, forward<T>},
+          {tasks<T>, backward_scratch<T>, backward<T>}};
 }
 Pair<ScanArgs> scan_f32() { return pair<float>(); }
 Pair<ScanArgs> scan_f64() { return pair<double>(); }

@@ -144,15 +144,15 @@ OPENREC_FN void reduce_lanes(A (&x)[kSize], int lane) {
   }
 }
 
-// Writes a piece's dB (x[0 .. kT)) and dC (the rest), summed over the block's channels.
-template <class A, class L>
-OPENREC_FN void write_shared_gradients(const ScanArgs<A>& p, const L& l, int state, int step, A (&x)[2 * kSteps<A>]) {
-  constexpr int kT = kSteps<A>, kLanesPerValue = 32 / (2 * kT);
-  reduce_lanes<2 * kT>(x, l.lane);
-  const int value = l.lane / kLanesPerValue, t = step + value % kT;
+// Writes dB (the first half of x) and dC (the second) of kCount / 2 steps, summed over the block's channels.
+template <int kCount, class A, class L>
+OPENREC_FN void write_shared_gradients(const ScanArgs<A>& p, const L& l, int state, int step, A (&x)[kCount]) {
+  constexpr int kHalf = kCount / 2, kLanesPerValue = 32 / kCount;
+  reduce_lanes<kCount>(x, l.lane);
+  const int value = l.lane / kLanesPerValue, t = step + value % kHalf;
   if (l.lane % kLanesPerValue == 0 && t < p.length) {
     const int64_t map = (l.group_block * p.batch + l.b) * p.groups + l.group;
-    p.part_bc[((map * p.states + state) * 2 + value / kT) * p.length + (p.reverse ? p.length - 1 - t : t)] = x[0];
+    p.part_bc[((map * p.states + state) * 2 + value / kHalf) * p.length + (p.reverse ? p.length - 1 - t : t)] = x[0];
   }
 }
 
@@ -243,15 +243,11 @@ struct Place {
         A values[kN];
 #pragma unroll
         for (int c = 0; c < kN; ++c) values[c] = x[c][j];
-        store_step(to, step + j, values);
+        Packed<T, kN> v;
+        v.set(values);
+        if (channels > 0 && step + j < length) v.store(p + (first + (step + j) * stride));
       }
     }
-  }
-  // One step (not kRows).
-  OPENREC_FN void store_step(void* to, int step, const A (&x)[kN]) const {
-    Packed<T, kN> v;
-    v.set(x);
-    if (channels > 0 && step < length) v.store(static_cast<T*>(to) + sequence + (first + step * stride));
   }
 };
 
@@ -346,26 +342,22 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
   const Place<T, kAccess> place(p, l);
   TwoWayPiece<A>* const pieces = reinterpret_cast<TwoWayPiece<A>*>(shared);  // [2][warps][kWidth]
   A* const carry = reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);     // [2][kWidth]
-  A* const own = carry + 2 * kWidth + l.warp * 3 * kWidth + l.slot;         // [warps][dA, dD, dbias][kWidth]
-  A* const between = p.chunk_states + l.block * (p.chunks - 1) * kWidth + l.slot;
-  A bias[N], rate[N];
-  l.read(p.bias, 1, 0, bias);
-  l.read(p.A_, 1, 0, rate);
+  A* const all_own = carry + 2 * kWidth;                                    // [warps][dA, dD, dbias][kWidth]
+  A* const between = p.chunk_states + l.block * (p.chunks - 1) * kWidth;    // [chunks - 1][kWidth]
 #pragma unroll
-  for (int c = 0; c < N; ++c) {
-    rate[c] = M::rate(rate[c]);
-    own[c] = own[kWidth + c] = own[2 * kWidth + c] = A(0);
-  }
+  for (int i = 0; i < 3 * N; ++i) all_own[(l.warp * 3 + i / N) * kWidth + l.slot + i % N] = A(0);
 
   int odd = 0;
   for (int chunk = 0; chunk + 1 < p.chunks; ++chunk, odd ^= 1) {  // states between chunks
     const int step = (chunk * l.warps + l.warp) * kT;
     const Tile<T, kAccess> u = place.load(p.u, step);
     const SharedInputs<A> in(p, l, 0, step);
-    A delta[N][kT], h[N], product[N];
+    A delta[N][kT], h[N], product[N], bias[N], rate[N];
+    l.read(p.bias, 1, 0, bias);
+    l.read(p.A_, 1, 0, rate);
     read_delta<T>(p, l.channels, place.load(p.delta, step), step, bias, delta);
 #pragma unroll
-    for (int c = 0; c < N; ++c) h[c] = A(0), product[c] = A(1);
+    for (int c = 0; c < N; ++c) h[c] = A(0), product[c] = A(1), rate[c] = M::rate(rate[c]);
 #pragma unroll
     for (int j = 0; j < kT; ++j) {
       const A bj = in.b(j);
@@ -383,7 +375,8 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
     if (l.warp == l.warps - 1) {
 #pragma unroll
       for (int c = 0; c < N; ++c)
-        between[chunk * kWidth + c] = advance(row + c, kWidth, l.warps, chunk ? between[(chunk - 1) * kWidth + c] : A(0));
+        between[chunk * kWidth + l.slot + c] =
+            advance(row + c, kWidth, l.warps, chunk ? between[(chunk - 1) * kWidth + l.slot + c] : A(0));
     }
   }
 
@@ -391,10 +384,12 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
     const int step = (chunk * l.warps + l.warp) * kT;
     const Tile<T, kAccess> u = place.load(p.u, step), grad = place.load(p.grad, step);
     const SharedInputs<A> in(p, l, 0, step);
-    A delta[N][kT], decay[N][kT], h[N], e[N], product[N];
+    A delta[N][kT], decay[N][kT], h[N], e[N], product[N], bias[N], rate[N];  // per channel: read again where used,
+    l.read(p.bias, 1, 0, bias);                                             // registers are scarce
+    l.read(p.A_, 1, 0, rate);
     read_delta<T>(p, l.channels, place.load(p.delta, step), step, bias, delta);
 #pragma unroll
-    for (int c = 0; c < N; ++c) h[c] = e[c] = A(0), product[c] = A(1);
+    for (int c = 0; c < N; ++c) h[c] = e[c] = A(0), product[c] = A(1), rate[c] = M::rate(rate[c]);
 #pragma unroll
     for (int j = 0; j < kT; ++j) {
       const A bj = in.b(j);
@@ -417,7 +412,7 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
     __syncthreads();
 #pragma unroll
     for (int c = 0; c < N; ++c) {
-      h[c] = advance(row + c, kWidth, l.warp, chunk ? between[(chunk - 1) * kWidth + c] : A(0));
+      h[c] = advance(row + c, kWidth, l.warp, chunk ? between[(chunk - 1) * kWidth + l.slot + c] : A(0));
       if (chunk + 1 < p.chunks)
         e[c] = carry[(odd ^ 1) * kWidth + l.slot + c];
       else
@@ -426,7 +421,7 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
     }
 
     // The state before each step forwards, then its gradient backwards; results replace what they were made from.
-    A before[N][kT], shared_grads[2 * kT];
+    A before[N][kT], shared_grads[kT];
 #pragma unroll
     for (int j = 0; j < kT; ++j) {
       const A bj = in.b(j);
@@ -436,15 +431,15 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
         h[c] = decay[c][j] * h[c] + delta[c][j] * u.get(c, j) * bj;
       }
     }
-    A skip[N], slope_of[N], sum_A[N], sum_D[N], sum_bias[N];  // slope_of: A as it is, rate may be scaled
+    A skip[N], sum_A[N], sum_D[N], sum_bias[N];
     l.read(p.D, 1, 0, skip);
-    l.read(p.A_, 1, 0, slope_of);
+    l.read(p.A_, 1, 0, rate);  // unscaled now
 #pragma unroll
     for (int c = 0; c < N; ++c) sum_A[c] = sum_D[c] = sum_bias[c] = A(0);
 #pragma unroll
     for (int j = kT - 1; j >= 0; --j) {
       const A bj = in.b(j), cj = in.c(j);
-      A db = A(0), dc = A(0), du[N];
+      A db = A(0), dc = A(0);
 #pragma unroll
       for (int c = 0; c < N; ++c) {
         const A uj = u.get(c, j), dy = grad.get(c, j), kept = decay[c][j] * before[c][j];
@@ -455,36 +450,41 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
         sum_D[c] += dy * uj;
         h[c] = before[c][j];
         e[c] = decay[c][j] * dh;
-        delta[c][j] = du[c] = dh_delta * bj + skip[c] * dy;
-        decay[c][j] = dh * (uj * bj + slope_of[c] * kept);  // of delta after softplus
+        delta[c][j] = dh_delta * bj + skip[c] * dy;
+        decay[c][j] = dh * (uj * bj + rate[c] * kept);  // of delta after softplus
       }
-      if constexpr (kAccess != kRows) place.store_step(p.du, step + j, du);
-      shared_grads[j] = db;
-      shared_grads[kT + j] = dc;
+      shared_grads[j % (kT / 2)] = db;
+      shared_grads[kT / 2 + j % (kT / 2)] = dc;
+      if (j == kT / 2 || j == 0)  // in two halves: fewer registers
+        write_shared_gradients(p, l, 0, (renewed(chunk) * l.warps + l.warp) * kT + j, shared_grads);
     }
     if (l.warp == 0) {
 #pragma unroll
       for (int c = 0; c < N; ++c) carry[odd * kWidth + l.slot + c] = e[c];
     }
-    if constexpr (kAccess == kRows) place.store(p.du, step, delta);
-    write_shared_gradients(p, l, 0, step, shared_grads);
+    const int again = (renewed(chunk) * l.warps + l.warp) * kT;
+    place.store(p.du, again, delta);
     if (p.softplus) {
-      const Tile<T, kAccess> raw = place.load(p.delta, step);  // again: cheaper than keeping it in registers
+      const Tile<T, kAccess> raw = place.load(p.delta, again);
+      l.read(p.bias, 1, 0, bias);
 #pragma unroll
       for (int c = 0; c < N; ++c)
 #pragma unroll
         for (int j = 0; j < kT; ++j) decay[c][j] *= M::softplus(raw.get(c, j) + bias[c]).slope;
     }
-    place.store(p.ddelta, step, decay);
+    place.store(p.ddelta, again, decay);
 #pragma unroll
     for (int c = 0; c < N; ++c)
 #pragma unroll
       for (int j = 0; j < kT; ++j)
-        if (step + j < p.length) sum_bias[c] += decay[c][j];
+        if (again + j < p.length) sum_bias[c] += decay[c][j];
 #pragma unroll
-    for (int c = 0; c < N; ++c) own[c] += sum_A[c], own[kWidth + c] += sum_D[c], own[2 * kWidth + c] += sum_bias[c];
+    for (int c = 0; c < N; ++c) {
+      A* const own = all_own + l.warp * 3 * kWidth + l.slot + c;
+      own[0] += sum_A[c], own[kWidth] += sum_D[c], own[2 * kWidth] += sum_bias[c];
+    }
   }
-  write_time_gradients(p, l, carry + 2 * kWidth);
+  write_time_gradients(p, l, all_own);
 }
 
 // ------------------------------------------------------------------------------------------------------------ finish
