@@ -42,7 +42,7 @@ OPENREC_INLINE void move_square(T* rows, const Block& k, S* p, int64_t channel_s
     for (int j = 0; j < n; ++j) {
       const S* q = p + (c + j) * channel_stride + first;
       square[j] = load(q);
-      __builtin_prefetch(q + (k.reverse ? -kAhead : kAhead) / int64_t(sizeof(S)));
+      __builtin_prefetch(q + n * channel_stride);  // a square is a line of many rows: the hardware foresees none of them
     }
     transpose(square);
     for (int j = 0; j < n; ++j) store(rows + (i + (k.reverse ? n - 1 - j : j)) * k.width + c, square[j]);

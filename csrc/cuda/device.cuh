@@ -485,7 +485,9 @@ struct FastDiv {
 
 // x, but the compiler does not know: what is computed from the result is computed anew instead of being kept in registers
 // (addresses, above all) from where x was used before.
-OPENREC_FN int renewed(int x) {
+template <class I>
+OPENREC_FN I renewed(I x) {
+  static_assert(sizeof(I) == 4, "a 32-bit integer");
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+r"(x));
 #endif

@@ -62,6 +62,7 @@ void forward_row_one(const DcnArgs& a, int64_t image, int64_t oy, const S* zeros
     Plane<S> m = first;
     for (int64_t g = 0; g < a.group; ++g, off += 2, out += a.channels) {
       const Taps<T> t = taps<S, T>(m, y0 + off[1] * grid.scale, x0 + off[0] * grid.scale);
+      __builtin_prefetch(m.p + (oy + 2) * m.row + ox * m.pixel);  // most offsets are small: the rows to come
       if (NV) {
         const Corners<T> w(t);
         OPENREC_UNROLL for (int v = 0; v < NV; ++v) store(out + v * L, blend<S, T>(m.p + v * L, t, w));
@@ -158,8 +159,11 @@ void backward_task(const DcnArgs& a, int64_t image, int64_t group, T* scratch) {
   for (int64_t p = 0; p < a.points; ++p) grid.step(p, steps[2 * p + 1], steps[2 * p]);
   const S* source = (const S*)a.input + image * a.input_batch + group * n;
   for (int64_t y = 0; y < a.height; ++y)
-    for (int64_t x = 0; x < a.width; ++x)
-      load_row(value + (y * a.width + x) * n, source + y * a.input_row + x * a.input_pixel, n);
+    for (int64_t x = 0; x < a.width; ++x) {
+      const S* p = source + y * a.input_row + x * a.input_pixel;
+      __builtin_prefetch(p + 16 * a.input_pixel);  // a cache line per pixel, too far apart for the hardware to foresee
+      load_row(value + (y * a.width + x) * n, p, n);
+    }
   memset(value + pixels * n, 0, sizeof(T) * size_t(n));
   memset(sums, 0, sizeof(T) * size_t((pixels + 1) * n));
   const Plane<T> m = {value, a.height, a.width, a.width * n, n, pixels * n};
@@ -169,6 +173,7 @@ void backward_task(const DcnArgs& a, int64_t image, int64_t group, T* scratch) {
       const T x0 = grid.start_x(ox);
       const int64_t at = ((image * a.out_height + oy) * a.out_width + ox) * a.group + group;
       const T* g = (const T*)a.grad + at * n;
+      __builtin_prefetch((const S*)a.grad + (at + 16 * a.group) * n);
       if (sizeof(S) != sizeof(T)) load_row(row, (const S*)a.grad + at * n, n), g = row;
       for (int64_t p = 0; p < a.points; ++p) {
         const int64_t point = at * a.points + p;

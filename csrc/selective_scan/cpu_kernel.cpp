@@ -11,6 +11,7 @@ namespace openrec {
 namespace OPENREC_ISA {
 namespace {
 
+constexpr int64_t kStepsAhead = 8;          // of prefetching
 constexpr int64_t kStretch = 128;           // steps per block where tensors are not read in place
 constexpr int64_t kSavedBytes = 512 << 10;  // states that a backward stretch may keep: half of a usual L2 cache
 
@@ -98,7 +99,11 @@ OPENREC_INLINE void forward_steps(const Task<T, NV>& task, bool soft, int64_t st
   for (int64_t i = 0; i < steps; ++i) {
     const T *pu = u.at(i), *pd = delta.at(i);
     T* po = out.at(i);
-    OPENREC_UNROLL for (int v = 0; v < NV; ++v) dt[v] = load(pd + v * L) + load(task.bias + v * L);
+    OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
+      dt[v] = load(pd + v * L) + load(task.bias + v * L);
+      __builtin_prefetch(pu + kStepsAhead * u.stride + v * L);  // rows of a block are pieces of rows in memory
+      __builtin_prefetch(pd + kStepsAhead * delta.stride + v * L);
+    }
     if (soft) OPENREC_UNROLL for (int v = 0; v < NV; ++v) dt[v] = softplus(dt[v]);
     OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
       x[v] = load(pu + v * L);

@@ -78,6 +78,7 @@ ScanArgs<A> arguments_of(const ScanProblem& p, const ScanInputs& in, const Plan&
   ScanArgs<A> a{};
   a.batch = p.batch, a.dim = p.dim, a.length = p.length, a.groups = p.groups, a.states = p.states;
   a.group_dim = p.dim / p.groups, a.group_blocks = plan.group_blocks, a.chunks = plan.chunks;
+  a.by_group_blocks = FastDiv(uint32_t(plan.group_blocks)), a.by_groups = FastDiv(uint32_t(p.groups));
   a.softplus = p.softplus, a.reverse = p.reverse, a.channels_last = p.channels_last;
   a.b_batch = p.b_batch, a.b_group = p.b_group, a.b_state = p.b_state, a.b_step = p.b_step;
   a.c_batch = p.c_batch, a.c_group = p.c_group, a.c_state = p.c_state, a.c_step = p.c_step;

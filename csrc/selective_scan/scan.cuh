@@ -39,6 +39,7 @@ struct ScanArgs {
   int dim, length, groups, states;
   int group_dim;     // channels of a group
   int group_blocks;  // blocks per group
+  FastDiv by_group_blocks, by_groups;
   int chunks;
   bool softplus, reverse, channels_last;
   int64_t b_batch, b_group, b_state, b_step, c_batch, c_group, c_state, c_step;
@@ -68,16 +69,16 @@ struct Lane {
   int64_t block, b;
   int group, group_block, channel, channels;  // the lane's first channel in the sequence, number of valid ones
 
-  OPENREC_FN explicit Lane(const ScanArgs<A>& p) {
-    lane = int(threadIdx.x) & 31;
-    warp = int(threadIdx.x) >> 5;
+  OPENREC_FN Lane(const ScanArgs<A>& p, int thread) {
+    lane = thread & 31;
+    warp = thread >> 5;
     warps = int(blockDim.x) >> 5;
     slot = lane * N;
-    block = blockIdx.x;
-    const int64_t map = block / p.group_blocks;
-    group_block = int(block - map * p.group_blocks);
-    b = map / p.groups;
-    group = int(map - b * p.groups);
+    block = blockIdx.x;  // at most 2^31 of them
+    const uint32_t map = p.by_group_blocks.quotient(blockIdx.x), batch = p.by_groups.quotient(map);
+    group_block = int(blockIdx.x - map * uint32_t(p.group_blocks));
+    group = int(map - batch * uint32_t(p.groups));
+    b = batch;
     const int in_group = group_block * kWidth + slot, left = p.group_dim - in_group;
     channels = left < 0 ? 0 : (left < N ? left : N);
     channel = group * p.group_dim + in_group;
@@ -184,6 +185,13 @@ struct Tile {
   OPENREC_FN A get(int channel, int step) const {
     return kAccess == kRows ? part[channel].get(step) : part[step].get(channel);
   }
+  // Keeps the compiler from holding unpacked values, twice the registers, from before to after this point.
+  OPENREC_FN void stay_packed() {
+#pragma unroll
+    for (int i = 0; i < kN * kT / kWide; ++i)
+#pragma unroll
+      for (int k = 0; k < Packed<T, kWide>::kWords; ++k) part[i].word[k] = renewed(part[i].word[k]);
+  }
 };
 
 // Where a lane's values lie in u, delta and the like. Within a sequence 32 bits do (the host sees to it).
@@ -280,7 +288,7 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_forward(const ScanArgs<a
   using M = Maths<T>;
   constexpr int N = kChannels<T, kAccess>, kT = kSteps<A>, kWidth = 32 * N;
   OPENREC_DYNAMIC_SHARED(shared);
-  const Lane<A, N> l(p);
+  const Lane<A, N> l(p, int(threadIdx.x));
   const Place<T, kAccess> place(p, l);
   Piece<A>* const pieces = reinterpret_cast<Piece<A>*>(shared);           // [2][warps][kWidth]
   A* const carry = reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);  // [2][kWidth]
@@ -338,8 +346,7 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
   using M = Maths<T>;
   constexpr int N = kChannels<T, kAccess>, kT = kSteps<A>, kWidth = 32 * N;
   OPENREC_DYNAMIC_SHARED(shared);
-  const Lane<A, N> l(p);
-  const Place<T, kAccess> place(p, l);
+  const Lane<A, N> l(p, int(threadIdx.x));
   TwoWayPiece<A>* const pieces = reinterpret_cast<TwoWayPiece<A>*>(shared);  // [2][warps][kWidth]
   A* const carry = reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);     // [2][kWidth]
   A* const all_own = carry + 2 * kWidth;                                    // [warps][dA, dD, dbias][kWidth]
@@ -349,6 +356,8 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
 
   int odd = 0;
   for (int chunk = 0; chunk + 1 < p.chunks; ++chunk, odd ^= 1) {  // states between chunks
+    const Lane<A, N> l(p, renewed(int(threadIdx.x)));
+    const Place<T, kAccess> place(p, l);
     const int step = (chunk * l.warps + l.warp) * kT;
     const Tile<T, kAccess> u = place.load(p.u, step);
     const SharedInputs<A> in(p, l, 0, step);
@@ -381,8 +390,10 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
   }
 
   for (int chunk = p.chunks - 1; chunk >= 0; --chunk, odd ^= 1) {
+    const Lane<A, N> l(p, renewed(int(threadIdx.x)));  // nothing of it kept in registers from chunk to chunk
+    const Place<T, kAccess> place(p, l);
     const int step = (chunk * l.warps + l.warp) * kT;
-    const Tile<T, kAccess> u = place.load(p.u, step), grad = place.load(p.grad, step);
+    Tile<T, kAccess> u = place.load(p.u, step), grad = place.load(p.grad, step);
     const SharedInputs<A> in(p, l, 0, step);
     A delta[N][kT], decay[N][kT], h[N], e[N], product[N], bias[N], rate[N];  // per channel: read again where used,
     l.read(p.bias, 1, 0, bias);                                             // registers are scarce
@@ -420,43 +431,50 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
       for (int w = l.warps - 1; w > l.warp; --w) e[c] = row[w * kWidth + c].product * e[c] + row[w * kWidth + c].back;
     }
 
-    // The state before each step forwards, then its gradient backwards; results replace what they were made from.
-    A before[N][kT], shared_grads[kT];
-#pragma unroll
-    for (int j = 0; j < kT; ++j) {
-      const A bj = in.b(j);
-#pragma unroll
-      for (int c = 0; c < N; ++c) {
-        before[c][j] = h[c];
-        h[c] = decay[c][j] * h[c] + delta[c][j] * u.get(c, j) * bj;
-      }
-    }
+    u.stay_packed();
+    grad.stay_packed();
+    // States forwards, then gradients backwards; results replace what they were made from. In two halves, the later steps
+    // first: half the states to keep in registers, for a few multiplications more.
     A skip[N], sum_A[N], sum_D[N], sum_bias[N];
     l.read(p.D, 1, 0, skip);
     l.read(p.A_, 1, 0, rate);  // unscaled now
 #pragma unroll
     for (int c = 0; c < N; ++c) sum_A[c] = sum_D[c] = sum_bias[c] = A(0);
 #pragma unroll
-    for (int j = kT - 1; j >= 0; --j) {
-      const A bj = in.b(j), cj = in.c(j);
-      A db = A(0), dc = A(0);
+    for (int half = kT / 2; half >= 0; half -= kT / 2) {
+      A before[N][kT / 2], shared_grads[kT], state[N];
 #pragma unroll
-      for (int c = 0; c < N; ++c) {
-        const A uj = u.get(c, j), dy = grad.get(c, j), kept = decay[c][j] * before[c][j];
-        const A dh = cj * dy + e[c], dh_delta = dh * delta[c][j];
-        db += dh_delta * uj;
-        dc += dy * h[c];
-        sum_A[c] += dh_delta * kept;
-        sum_D[c] += dy * uj;
-        h[c] = before[c][j];
-        e[c] = decay[c][j] * dh;
-        delta[c][j] = dh_delta * bj + skip[c] * dy;
-        decay[c][j] = dh * (uj * bj + rate[c] * kept);  // of delta after softplus
+      for (int c = 0; c < N; ++c) state[c] = h[c];
+#pragma unroll
+      for (int j = 0; j < half + kT / 2; ++j) {
+        const A bj = in.b(j);
+#pragma unroll
+        for (int c = 0; c < N; ++c) {
+          if (j >= half) before[c][j % (kT / 2)] = state[c];
+          state[c] = decay[c][j] * state[c] + delta[c][j] * u.get(c, j) * bj;
+        }
       }
-      shared_grads[j % (kT / 2)] = db;
-      shared_grads[kT / 2 + j % (kT / 2)] = dc;
-      if (j == kT / 2 || j == 0)  // in two halves: fewer registers
-        write_shared_gradients(p, l, 0, (renewed(chunk) * l.warps + l.warp) * kT + j, shared_grads);
+#pragma unroll
+      for (int j = half + kT / 2 - 1; j >= half; --j) {
+        const A bj = in.b(j), cj = in.c(j);
+        A db = A(0), dc = A(0);
+#pragma unroll
+        for (int c = 0; c < N; ++c) {
+          const A uj = u.get(c, j), dy = grad.get(c, j), kept = decay[c][j] * before[c][j % (kT / 2)];
+          const A dh = cj * dy + e[c], dh_delta = dh * delta[c][j];
+          db += dh_delta * uj;
+          dc += dy * state[c];
+          sum_A[c] += dh_delta * kept;
+          sum_D[c] += dy * uj;
+          state[c] = before[c][j % (kT / 2)];
+          e[c] = decay[c][j] * dh;
+          delta[c][j] = dh_delta * bj + skip[c] * dy;          // du
+          decay[c][j] = dh * (uj * bj + rate[c] * kept);       // of delta after softplus
+        }
+        shared_grads[j % (kT / 2)] = db;
+        shared_grads[kT / 2 + j % (kT / 2)] = dc;
+      }
+      write_shared_gradients(p, l, 0, (renewed(chunk) * l.warps + l.warp) * kT + half, shared_grads);
     }
     if (l.warp == 0) {
 #pragma unroll
