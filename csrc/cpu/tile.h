@@ -30,9 +30,6 @@ OPENREC_INLINE void write_one(float* p, double x) { *p = float(x); }
 OPENREC_INLINE void write_one(bf16* p, double x) { from_float(p, float(x)); }
 OPENREC_INLINE void write_one(f16* p, double x) { from_float(p, float(x)); }
 
-// Bytes: the hardware does not foresee that every row is read on, a line at a time.
-constexpr int64_t kAhead = 128;
-
 template <class T, class S, bool Load>
 OPENREC_INLINE void move_square(T* rows, const Block& k, S* p, int64_t channel_stride, int64_t i, int64_t c) {
   constexpr int n = kLanes<T>;
@@ -71,9 +68,10 @@ void move_block(T* rows, const Block& k, const Sequence& s) {
     if constexpr (Direct<T, S>::value) {
       if (along_channels)
         for (; c + n <= k.count; c += n) {
-          if constexpr (Load)
+          if constexpr (Load) {
+            __builtin_prefetch(q + c + (k.reverse ? -8 : 8) * s.step);
             store(row + c, load(q + c));
-          else
+          } else
             store(q + c, load(row + c));
         }
     }

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kStepsAhead = 8;          // of prefetching
 constexpr int64_t kStretch = 128;           // steps per block where tensors are not read in place
+constexpr int64_t kPiece = 32;               // steps whose gradients of A, D and bias are summed on their own
 constexpr int64_t kSavedBytes = 512 << 10;  // states that a backward stretch may keep: half of a usual L2 cache
 
 // Vectors per block. float64 is there for checking gradients: one will do, and compiles in half the time.
@@ -218,12 +219,13 @@ OPENREC_INLINE void advance(const Task<T, NV>& task, bool soft, int64_t states, 
 // Sums over time of one task, and the gradient that arrives from the step after.
 template <class T, int NV>
 struct Sums {
-  T *carry, *da, *dd, *dbias;  // [N][W], [N][W], [W], [W]
+  T *carry, *da, *total_da, *dd, *dbias;  // [N][W], [N][W], [N][W], [W], [W]
 
-  static int64_t elements(const ScanArgs& a) { return Task<T, NV>::W * (2 * a.state + 2); }
+  static int64_t elements(const ScanArgs& a) { return Task<T, NV>::W * (3 * a.state + 2); }
   Sums(const ScanArgs& a, const Task<T, NV>& task, T*& scratch) {
     constexpr int64_t W = Task<T, NV>::W;
-    carry = scratch, da = carry + a.state * W, dd = da + a.state * W, dbias = dd + W;
+    carry = scratch, da = carry + a.state * W, total_da = da + a.state * W;
+    dd = total_da + a.state * W, dbias = dd + W;
     memset(scratch, 0, sizeof(T) * size_t(elements(a)));
     scratch += elements(a);
     if (a.grad_last)
@@ -236,6 +238,13 @@ struct Sums {
 template <class T>
 struct Streams {
   Rows<T> u, z, grad, du, ddelta, dz;
+
+  Streams from(int64_t i) const {
+    Streams s = *this;
+    s.u.p += i * u.stride, s.z.p += i * z.stride, s.grad.p += i * grad.stride;
+    s.du.p += i * du.stride, s.ddelta.p += i * ddelta.stride, s.dz.p += i * dz.stride;
+    return s;
+  }
 };
 
 template <class T, int NV, bool One>
@@ -245,11 +254,8 @@ OPENREC_INLINE void sweep(const Task<T, NV>& task, const Sums<T, NV>& s, bool so
   constexpr int L = kLanes<T>;
   constexpr int64_t W = Task<T, NV>::W;
   const int64_t states = One ? 1 : many;
-  Vec<T> carry[NV], da[NV], dd[NV], dbias[NV];
-  OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
-    carry[v] = load(s.carry + v * L), da[v] = load(s.da + v * L);
-    dd[v] = load(s.dd + v * L), dbias[v] = load(s.dbias + v * L);
-  }
+  Vec<T> carry[NV], da[NV] = {}, dd[NV] = {}, dbias[NV] = {};
+  OPENREC_UNROLL for (int v = 0; v < NV; ++v) carry[v] = load(s.carry + v * L);
   for (int64_t i = steps - 1; i >= 0; --i) {
     const T* const row = saved + i * (2 * states + 2) * W;
     T *const gb = dB + i * map_step, *const gc = dC + i * map_step;
@@ -299,7 +305,12 @@ OPENREC_INLINE void sweep(const Task<T, NV>& task, const Sums<T, NV>& s, bool so
   }
   OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
     if (One) store(s.carry + v * L, carry[v]), store(s.da + v * L, da[v]);
-    store(s.dd + v * L, dd[v]), store(s.dbias + v * L, dbias[v]);
+    store(s.dd + v * L, load(s.dd + v * L) + dd[v]);
+    store(s.dbias + v * L, load(s.dbias + v * L) + dbias[v]);
+  }
+  for (int64_t i = 0; i < states * W; i += L) {
+    store(s.total_da + i, load(s.total_da + i) + load(s.da + i));
+    store(s.da + i, Vec<T>{});
   }
 }
 
@@ -335,18 +346,24 @@ void backward_task(const ScanArgs& a, const Cut<T>& cut, int64_t index, T* scrat
     r.du = rows_of(k, a.du, du), r.ddelta = rows_of(k, a.ddelta, ddelta), r.dz = rows_of(k, a.dz, dz);
     const int64_t at = ((task.block * a.batch + task.image) * a.length + k.physical(0)) * map_row + task.group * a.state;
     T *const dB = (T*)a.dB + at, *const dC = (T*)a.dC + at;
-    if (a.state == 1) {
-      advance<T, NV>(task, a.softplus, 1, k.steps, r.u, delta, B, first, saved);
-      sweep<T, NV, true>(task, sums, a.softplus, 1, k.steps, r, B, C, first, saved, dB, dC, map_step);
-    } else {
-      advance<T, NV>(task, a.softplus, a.state, k.steps, r.u, delta, B, first, saved);
-      sweep<T, NV, false>(task, sums, a.softplus, a.state, k.steps, r, B, C, first, saved, dB, dC, map_step);
+    advance<T, NV>(task, a.softplus, a.state, k.steps, r.u, delta, B, first, saved);
+    // In pieces, each with sums of its own: a sum of a few sums loses fewer digits than one long one.
+    for (int64_t end = k.steps; end > 0; end -= kPiece) {
+      const int64_t begin = end > kPiece ? end - kPiece : 0;
+      const Streams<T> piece = r.from(begin);
+      const T* const kept = saved + begin * saved_per_step<T>(a, W);
+      if (a.state == 1)
+        sweep<T, NV, true>(task, sums, a.softplus, 1, end - begin, piece, B, C, first + begin, kept,
+                           dB + begin * map_step, dC + begin * map_step, map_step);
+      else
+        sweep<T, NV, false>(task, sums, a.softplus, a.state, end - begin, piece, B, C, first + begin, kept,
+                            dB + begin * map_step, dC + begin * map_step, map_step);
     }
     write_rows(k, a.du, du), write_rows(k, a.ddelta, ddelta), write_rows(k, a.dz, dz);
   }
   for (int64_t i = 0; i < task.count; ++i) {
     const int64_t c = task.image * a.dim + task.channel + i;
-    for (int64_t n = 0; n < a.state; ++n) ((T*)a.dA)[c * a.state + n] = sums.da[n * W + i];
+    for (int64_t n = 0; n < a.state; ++n) ((T*)a.dA)[c * a.state + n] = sums.total_da[n * W + i];
     ((T*)a.dD)[c] = sums.dd[i];
     ((T*)a.dbias)[c] = sums.dbias[i];
   }
@@ -357,7 +374,7 @@ size_t backward_scratch(const ScanArgs& a) {
   const int64_t width = Cut<T>(a).width, stretch = backward_stretch<T>(a, width);
   if (!stretch) return 0;
   const int64_t stretches = (a.length + stretch - 1) / stretch;
-  const int64_t fixed = width * (5 * a.state + 4) + stretches * a.state * width;
+  const int64_t fixed = width * (6 * a.state + 4) + stretches * a.state * width;
   return sizeof(T) * size_t(fixed + stretch * (saved_per_step<T>(a, width) + 7 * width));
 }
 

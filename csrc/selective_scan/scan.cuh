@@ -175,10 +175,10 @@ OPENREC_FN void write_time_gradients(const ScanArgs<A>& p, const L& l, const A* 
 }
 
 // ------------------------------------------------------------------------------- kSteps steps of a lane's channels
-template <class T, Access kAccess>
+template <class T, Access kAccess, int kT = kSteps<acc_t<T>>>
 struct Tile {
   using A = acc_t<T>;
-  static constexpr int kN = kChannels<T, kAccess>, kT = kSteps<A>;
+  static constexpr int kN = kChannels<T, kAccess>;
   static constexpr int kWide = kAccess == kRows ? kT : kN;  // values that lie together
   Packed<T, kWide> part[kN * kT / kWide];
 
@@ -198,7 +198,7 @@ struct Tile {
 template <class T, Access kAccess>
 struct Place {
   using A = acc_t<T>;
-  static constexpr int kN = kChannels<T, kAccess>, kT = kSteps<A>;
+  static constexpr int kN = kChannels<T, kAccess>;
   int64_t sequence;  // first element of this sequence, the same for the whole block
   int first;         // the lane's first channel at the first step, in order of the scan
   int stride;        // to the next step in order of the scan
@@ -213,17 +213,19 @@ struct Place {
     first = (last ? l.channel : l.channel * p.length) + (reverse ? (length - 1) * stride : 0);
     stride = reverse ? -stride : stride;
   }
-  // Run of kT steps of channel c (kRows).
-  OPENREC_FN int run(int c, int step) const { return first + c * length + (reverse ? -(step + kT - 1) : step); }
-
-  OPENREC_FN Tile<T, kAccess> load(const void* from, int step) const {
+  // Run of `count` steps of channel c (kRows).
+  OPENREC_FN int run(int c, int step, int count) const {
+    return first + c * length + (reverse ? -(step + count - 1) : step);
+  }
+  template <int kT = kSteps<A>>
+  OPENREC_FN Tile<T, kAccess, kT> load(const void* from, int step) const {
     const T* const p = static_cast<const T*>(from) + sequence;
-    Tile<T, kAccess> tile;
+    Tile<T, kAccess, kT> tile;
     if constexpr (kAccess == kRows) {
 #pragma unroll
       for (int c = 0; c < kN; ++c) {
         tile.part[c].clear();
-        if (c < channels && step < length) tile.part[c].load(p + run(c, step));
+        if (c < channels && step < length) tile.part[c].load(p + run(c, step, kT));
         if (reverse) tile.part[c].flip();
       }
     } else {
@@ -235,6 +237,7 @@ struct Place {
     }
     return tile;
   }
+  template <int kT>
   OPENREC_FN void store(void* to, int step, const A (&x)[kN][kT]) const {
     T* const p = static_cast<T*>(to) + sequence;
     if constexpr (kAccess == kRows) {
@@ -243,7 +246,7 @@ struct Place {
         Packed<T, kT> v;
         v.set(x[c]);
         if (reverse) v.flip();
-        if (c < channels && step < length) v.store(p + run(c, step));
+        if (c < channels && step < length) v.store(p + run(c, step, kT));
       }
     } else {
 #pragma unroll
@@ -340,19 +343,25 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_forward(const ScanArgs<a
 }
 
 // ----------------------------------------------------------------------------------------------- one state, backward
+// Blocks per multiprocessor to leave registers for. sm_75 rounds to bfloat16 in software, which takes more of them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kBackwardBlocks = 1;
+#else
+constexpr int kBackwardBlocks = 2;
+#endif
+
 template <class T, Access kAccess>
-__global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<acc_t<T>> p) {
+__global__ void __launch_bounds__(kScanThreads, kBackwardBlocks) scan_backward(const ScanArgs<acc_t<T>> p) {
   using A = acc_t<T>;
   using M = Maths<T>;
-  constexpr int N = kChannels<T, kAccess>, kT = kSteps<A>, kWidth = 32 * N;
+  constexpr int N = kChannels<T, kAccess>, kT = kSteps<A>, kH = kT / 2, kWidth = 32 * N;
   OPENREC_DYNAMIC_SHARED(shared);
-  const Lane<A, N> l(p, int(threadIdx.x));
-  TwoWayPiece<A>* const pieces = reinterpret_cast<TwoWayPiece<A>*>(shared);  // [2][warps][kWidth]
-  A* const carry = reinterpret_cast<A*>(pieces + 2 * l.warps * kWidth);     // [2][kWidth]
-  A* const all_own = carry + 2 * kWidth;                                    // [warps][dA, dD, dbias][kWidth]
-  A* const between = p.chunk_states + l.block * (p.chunks - 1) * kWidth;    // [chunks - 1][kWidth]
-#pragma unroll
-  for (int i = 0; i < 3 * N; ++i) all_own[(l.warp * 3 + i / N) * kWidth + l.slot + i % N] = A(0);
+  const int warps = int(blockDim.x) >> 5;
+  TwoWayPiece<A>* const pieces = reinterpret_cast<TwoWayPiece<A>*>(shared);        // [2][warps][kWidth]
+  A* const carry = reinterpret_cast<A*>(pieces + 2 * warps * kWidth);             // [2][kWidth]
+  A* const all_own = carry + 2 * kWidth;                                          // [warps][dA, dD, dbias][kWidth]
+  A* const between = p.chunk_states + int64_t(blockIdx.x) * (p.chunks - 1) * kWidth;  // [chunks - 1][kWidth]
+  for (int i = int(threadIdx.x); i < warps * 3 * kWidth; i += int(blockDim.x)) all_own[i] = A(0);
 
   int odd = 0;
   for (int chunk = 0; chunk + 1 < p.chunks; ++chunk, odd ^= 1) {  // states between chunks
@@ -433,76 +442,78 @@ __global__ void __launch_bounds__(kScanThreads, 2) scan_backward(const ScanArgs<
 
     u.stay_packed();
     grad.stay_packed();
-    // States forwards, then gradients backwards; results replace what they were made from. In two halves, the later steps
-    // first: half the states to keep in registers, for a few multiplications more.
+    // States forwards, then gradients backwards. In two halves, the later steps first: half the values to keep in
+    // registers, for a few multiplications more.
     A skip[N], sum_A[N], sum_D[N], sum_bias[N];
     l.read(p.D, 1, 0, skip);
     l.read(p.A_, 1, 0, rate);  // unscaled now
 #pragma unroll
     for (int c = 0; c < N; ++c) sum_A[c] = sum_D[c] = sum_bias[c] = A(0);
 #pragma unroll
-    for (int half = kT / 2; half >= 0; half -= kT / 2) {
-      A before[N][kT / 2], shared_grads[kT], state[N];
+    for (int half = kH; half >= 0; half -= kH) {
+      A before[N][kH], du[N][kH], shared_grads[kT], state[N];
 #pragma unroll
       for (int c = 0; c < N; ++c) state[c] = h[c];
 #pragma unroll
-      for (int j = 0; j < half + kT / 2; ++j) {
+      for (int j = 0; j < half + kH; ++j) {
         const A bj = in.b(j);
 #pragma unroll
         for (int c = 0; c < N; ++c) {
-          if (j >= half) before[c][j % (kT / 2)] = state[c];
+          if (j >= half) before[c][j % kH] = state[c];
           state[c] = decay[c][j] * state[c] + delta[c][j] * u.get(c, j) * bj;
         }
       }
+      u.stay_packed();
 #pragma unroll
-      for (int j = half + kT / 2 - 1; j >= half; --j) {
+      for (int i = kH - 1; i >= 0; --i) {
+        const int j = half + i;
         const A bj = in.b(j), cj = in.c(j);
         A db = A(0), dc = A(0);
 #pragma unroll
         for (int c = 0; c < N; ++c) {
-          const A uj = u.get(c, j), dy = grad.get(c, j), kept = decay[c][j] * before[c][j % (kT / 2)];
+          const A uj = u.get(c, j), dy = grad.get(c, j), kept = decay[c][j] * before[c][i];
           const A dh = cj * dy + e[c], dh_delta = dh * delta[c][j];
           db += dh_delta * uj;
           dc += dy * state[c];
           sum_A[c] += dh_delta * kept;
           sum_D[c] += dy * uj;
-          state[c] = before[c][j % (kT / 2)];
+          state[c] = before[c][i];
           e[c] = decay[c][j] * dh;
-          delta[c][j] = dh_delta * bj + skip[c] * dy;          // du
-          decay[c][j] = dh * (uj * bj + rate[c] * kept);       // of delta after softplus
+          du[c][i] = dh_delta * bj + skip[c] * dy;
+          before[c][i] = dh * (uj * bj + rate[c] * kept);  // of delta after softplus
         }
-        shared_grads[j % (kT / 2)] = db;
-        shared_grads[kT / 2 + j % (kT / 2)] = dc;
+        shared_grads[i] = db;
+        shared_grads[kH + i] = dc;
       }
-      write_shared_gradients(p, l, 0, (renewed(chunk) * l.warps + l.warp) * kT + half, shared_grads);
+      const int again = (renewed(chunk) * l.warps + l.warp) * kT + half;  // addresses anew: not kept in registers
+      place.store(p.du, again, du);
+      if (p.softplus) {
+        const Tile<T, kAccess, kH> raw = place.template load<kH>(p.delta, again);
+        l.read(p.bias, 1, 0, bias);
+#pragma unroll
+        for (int c = 0; c < N; ++c)
+#pragma unroll
+          for (int i = 0; i < kH; ++i) before[c][i] *= M::softplus(raw.get(c, i) + bias[c]).slope;
+      }
+      place.store(p.ddelta, again, before);
+#pragma unroll
+      for (int c = 0; c < N; ++c)
+#pragma unroll
+        for (int i = 0; i < kH; ++i)
+          if (again + i < p.length) sum_bias[c] += before[c][i];
+      write_shared_gradients(p, l, 0, again, shared_grads);
     }
     if (l.warp == 0) {
 #pragma unroll
       for (int c = 0; c < N; ++c) carry[odd * kWidth + l.slot + c] = e[c];
     }
-    const int again = (renewed(chunk) * l.warps + l.warp) * kT;
-    place.store(p.du, again, delta);
-    if (p.softplus) {
-      const Tile<T, kAccess> raw = place.load(p.delta, again);
-      l.read(p.bias, 1, 0, bias);
-#pragma unroll
-      for (int c = 0; c < N; ++c)
-#pragma unroll
-        for (int j = 0; j < kT; ++j) decay[c][j] *= M::softplus(raw.get(c, j) + bias[c]).slope;
-    }
-    place.store(p.ddelta, again, decay);
-#pragma unroll
-    for (int c = 0; c < N; ++c)
-#pragma unroll
-      for (int j = 0; j < kT; ++j)
-        if (again + j < p.length) sum_bias[c] += decay[c][j];
 #pragma unroll
     for (int c = 0; c < N; ++c) {
       A* const own = all_own + l.warp * 3 * kWidth + l.slot + c;
       own[0] += sum_A[c], own[kWidth] += sum_D[c], own[2 * kWidth] += sum_bias[c];
     }
   }
-  write_time_gradients(p, l, all_own);
+  write_time_gradients(p, Lane<A, N>(p, renewed(int(threadIdx.x))), all_own);
 }
 
 // ------------------------------------------------------------------------------------------------------------ finish
