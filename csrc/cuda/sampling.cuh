@@ -198,7 +198,7 @@ struct Corners {
 // channel vectors. y of the grid: maps (strided, so that any number fits the grid's 65535).
 // kOnePoint: one sample per query and no weights.
 template <class T, int V, bool kPlanar, bool kOnePoint, class Place>
-__global__ void __launch_bounds__(kSampleThreads, kOnePoint ? 5 : 4) sample_forward(const SampleArgs<T> p, const Place place) {
+__global__ void __launch_bounds__(kSampleThreads, kOnePoint ? 5 : (kPlanar ? 3 : 4)) sample_forward(const SampleArgs<T> p, const Place place) {
   using A = acc_t<T>;
   const int query = kPlanar ? int(blockIdx.x * blockDim.x + threadIdx.x) : int(blockIdx.x * blockDim.y + threadIdx.y);
   if (query >= p.queries) return;
@@ -339,9 +339,17 @@ OPENREC_FN void exclusive_scan(int* counts, int n, int* sums) {
   if (threadIdx.x == kSampleThreads - 1) counts[n] = before;
 }
 
+// Blocks per multiprocessor to leave registers for.
+template <class T, bool kPlanar>
+constexpr int kSampleBackwardBlocks = sizeof(acc_t<T>) == 8 || std::is_same<T, any_t>::value ? 2
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+                                      : sizeof(T) == 2 && !kPlanar                          ? 4
+#endif
+                                                                                            : 3;
+
 // One block: some groups of one map, one tile of its pixels. Segments of samples one after the other.
 template <class T, int V, bool kPlanar, class Place>
-__global__ void __launch_bounds__(kSampleThreads, sizeof(acc_t<T>) == 8 ? 2 : (kPlanar ? 3 : 4)) sample_backward(const SampleArgs<T> p, const Place place) {
+__global__ void __launch_bounds__(kSampleThreads, kSampleBackwardBlocks<T, kPlanar>) sample_backward(const SampleArgs<T> p, const Place place) {
   using A = acc_t<T>;
   constexpr int kPer = kSamplesPerThread<T>, kCapacity = kPer * kSampleThreads;
   OPENREC_DYNAMIC_SHARED(shared);

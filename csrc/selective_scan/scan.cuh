@@ -440,8 +440,6 @@ __global__ void __launch_bounds__(kScanThreads, kBackwardBlocks) scan_backward(c
       for (int w = l.warps - 1; w > l.warp; --w) e[c] = row[w * kWidth + c].product * e[c] + row[w * kWidth + c].back;
     }
 
-    u.stay_packed();
-    grad.stay_packed();
     // States forwards, then gradients backwards. In two halves, the later steps first: half the values to keep in
     // registers, for a few multiplications more.
     A skip[N], sum_A[N], sum_D[N], sum_bias[N];
@@ -452,6 +450,8 @@ __global__ void __launch_bounds__(kScanThreads, kBackwardBlocks) scan_backward(c
 #pragma unroll
     for (int half = kH; half >= 0; half -= kH) {
       A before[N][kH], du[N][kH], shared_grads[kT], state[N];
+      u.stay_packed();
+      grad.stay_packed();
 #pragma unroll
       for (int c = 0; c < N; ++c) state[c] = h[c];
 #pragma unroll
@@ -463,7 +463,6 @@ __global__ void __launch_bounds__(kScanThreads, kBackwardBlocks) scan_backward(c
           state[c] = decay[c][j] * state[c] + delta[c][j] * u.get(c, j) * bj;
         }
       }
-      u.stay_packed();
 #pragma unroll
       for (int i = kH - 1; i >= 0; --i) {
         const int j = half + i;
