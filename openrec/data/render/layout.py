@@ -70,7 +70,8 @@ def size_for(height: float) -> int:
 def glyph(path: str, index: int, size: int, character: str) -> Glyph:
     font = fonts.load(path, index, size)
     ink, (left, top) = fonts.draw(font, character)
-    return Glyph(ink, left, top, float(font.getlength(character)))
+    x, y, w, h = cv2.boundingRect(ink) if ink.size else (0, 0, 0, 0)  # FreeType's box may have an empty edge
+    return Glyph(ink[y : y + h, x : x + w], left + x, top + y, float(font.getlength(character)))
 
 
 def lay_out(face: fonts.Face, text: str, size: int, spacing: float = 0.0, pad: int = 12) -> Ink:

@@ -61,7 +61,9 @@ def read_words(path: str) -> tuple[str, ...]:
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise ConfigError(f'words: cannot read "{path}" ({error.strerror}). Expected a text file, one word a line.') from error
+        raise ConfigError(
+            f'words: cannot read "{path}" ({error.strerror}). Expected a text file, one word a line.'
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f'words: "{path}" is not UTF-8 ({error}). Save it as UTF-8.') from error
     if path.endswith(".dic"):
@@ -141,9 +143,9 @@ class WordSource:
         self.listed: dict[int, list[str]] = {}
         self.only_random = words == "random" or self.language == "random"
         if words is None and not self.only_random:
-            path = system_word_list(self.language)
-            if path is not None:
-                self._add(read_words(str(path)), str(path))
+            found = system_word_list(self.language)
+            if found is not None:
+                self._add(read_words(str(found)), str(found))
         elif words not in (None, "model", "random"):
             paths = [words] if isinstance(words, (str, Path)) else list(words or ())
             for path in paths:
@@ -153,8 +155,8 @@ class WordSource:
                 self.found.append(f"{path}: {len(all_words)} words, {len(usable)} usable")
             if not self.given:
                 raise ConfigError(
-                    f"words: none of the words in {', '.join(map(str, paths))} can be used (length {self.min_length} to "
-                    f"{self.max_length}, characters of the charset{self._split_note()})."
+                    f"words: none of the words in {', '.join(map(str, paths))} can be used (length {self.min_length} "
+                    f"to {self.max_length}, characters of the charset{self._split_note()})."
                 )
         if not self.given and not self.only_random:
             self._add(lexicon.signs(self.language), "built-in signs", weight=3)
