@@ -37,6 +37,11 @@ class World:
         return self.rank == 0
 
 
+def launched_rank() -> int:
+    """The rank that the launcher gave to this process; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def start_world(device: str, *, join: bool = True) -> World:
     """Read the launcher's environment and join the process group when there is more than one process.
 
