@@ -62,8 +62,6 @@ class SyntheticWords(WordDataset):
         ConfigError: no font for the charset (the message names a package), no text possible, wrong values.
     """
 
-    key_aliases = {"length": "size"}
-
     def __init__(
         self,
         transforms: Sequence[Any],

@@ -10,7 +10,7 @@ import numpy as np
 
 from openrec.data.render import fonts
 
-SIZES = (40, 80, 160)  # px per em; few sizes, so that the caches hit
+SIZES = (64, 128, 256)  # px per em; few sizes, so that the caches hit
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Ink:
 
 
 def size_for(height: float) -> int:
-    """The smallest prepared size that is not below ``height`` px per em."""
-    return next((size for size in SIZES if size >= height), SIZES[-1])
+    """The smallest prepared size that needs no enlarging by more than a quarter to ``height`` px per em."""
+    return next((size for size in SIZES if 1.25 * size >= height), SIZES[-1])
 
 
 @lru_cache(maxsize=32768)

@@ -24,7 +24,7 @@ from openrec.data.render.geometry import Warp
 from openrec.data.render.layout import EmptyGlyph, Ink, lay_out, size_for
 from openrec.data.render.lexicon import default_characters
 from openrec.data.render.placement import place
-from openrec.data.render.words import WordSource
+from openrec.data.render.words import LANGUAGES, WordSource
 from openrec.errors import ConfigError, SampleError
 from openrec.preprocess.decode import decode_rgb
 
@@ -99,6 +99,8 @@ class WordRenderer:
         min_contrast: float = 24.0,
         random_share: float = 0.08,
     ) -> None:
+        if language not in LANGUAGES:
+            raise ConfigError(f"language: expected one of {', '.join(LANGUAGES)}; got {language!r}.")
         if len(height) != 2 or not 8 <= height[0] <= height[1] <= 256:
             raise ConfigError(f"height: expected [lowest, highest] within 8 to 256 px, got {list(height)}.")
         if not 0 <= strength <= 1:
@@ -136,9 +138,11 @@ class WordRenderer:
         low, high = self.height
         height = round(math.exp(rng.uniform(math.log(low), math.log(high))))
         text, face, ink = self._written(rng, text, height, aspect)
+        dense = max(text) >= "\u2e80"  # Han and Hangul need more pixels than letters
         warp, width, height = place(
             rng, ink, height, typical=None if self.cjk else 0.93 * math.sqrt(len(text)),
             aspect=aspect, max_aspect=self.max_aspect, strength=self.strength,
+            line_share=0.6 if dense else 0.4, min_line=17 if dense else 9,
         )  # fmt: skip
         boxes = warp.boxes(ink.boxes)
         picture, contrast = self._photograph(rng, ink, warp, boxes, width, height)
@@ -240,8 +244,8 @@ def drawable(characters: Any, language: str) -> list[str]:
 def _seen(warp: Warp, planes: list[np.ndarray], width: int, height: int, shrink: float) -> np.ndarray:
     """The planes in the picture, uint8 ``[height, width, n]``."""
     flat = np.dstack(planes) if len(planes) > 1 else planes[0]
-    if shrink < 0.6:  # bilinear sampling would skip pixels
-        side = 2 if shrink > 0.45 else 3
+    if shrink < 0.65:  # bilinear sampling would skip pixels
+        side = round(1 / shrink)
         flat = cv2.blur(flat, (side, side))
     seen = warp.remap(flat, width, height)
     return seen[..., None] if seen.ndim == 2 else seen
