@@ -12,6 +12,7 @@ Both runs take one thread each, side by side, with the same data, seed and numbe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -49,8 +50,8 @@ def make_lmdb(rows: list[tuple[str, str]], images: Path, target: Path) -> None:
     tool("create_lmdb_dataset.py", "--images", images, "--labels", listing, "--output", target)
 
 
-def tool(name: str, *arguments: object, **options: object) -> None:
-    subprocess.run([sys.executable, TOOLS / name, *map(str, arguments)], check=True, cwd=ROOT, **options)  # type: ignore[call-overload]
+def tool(name: str, *arguments: object) -> None:
+    subprocess.run([sys.executable, TOOLS / name, *map(str, arguments)], check=True, cwd=ROOT)
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Path]:
@@ -65,7 +66,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Path]:
     make_lmdb(held_out, options.ic15, data["held_out"])
     make_lmdb(checked, options.real_words, data["real_words"])
     if not (data["rendered"] / "data.mdb").exists():
-        tool("render_words.py", "--count", options.rendered, "--output", data["rendered"], "--split", "train", "--workers", 2)
+        target = data["rendered"]
+        tool("render_words.py", "--count", options.rendered, "--output", target, "--split", "train", "--workers", 2)
     return data
 
 
@@ -77,8 +79,13 @@ def write_config(base: Path, data: dict[str, Path], options: argparse.Namespace)
     def section(training: bool, folders: list[Path]) -> dict:
         transforms = [ops[0], {"PARSeqAugPIL": None}, ops[1], keep] if training else [*ops, keep]
         return {
-            "dataset": {"name": "RatioDataSetTVResize", "padding": False, "data_dir_list": list(map(str, folders)), "transforms": transforms},
-            "sampler": {"name": "RatioSampler", "scales": [[128, 32]], "first_bs": options.batch, "is_training": training},
+            "dataset": {
+                "name": "RatioDataSetTVResize", "padding": False, "data_dir_list": list(map(str, folders)),
+                "transforms": transforms,
+            },
+            "sampler": {
+                "name": "RatioSampler", "scales": [[128, 32]], "first_bs": options.batch, "is_training": training,
+            },
             "loader": {"max_ratio": 4, "num_workers": 0, "shuffle": training},
         }  # fmt: skip
 
@@ -113,10 +120,8 @@ def train_all(configs: list[Path], work: Path) -> dict[str, float]:
     while any(p.poll() is None for p in running.values()):
         for name, process in running.items():
             if process.poll() is None:
-                try:
+                with contextlib.suppress(OSError, IndexError):  # it may end between the two looks
                     seconds[name] = max(seconds[name], cpu_seconds(process.pid))
-                except (OSError, IndexError):
-                    pass  # it ended between the two looks
         time.sleep(2)
     failed = [name for name, process in running.items() if process.returncode]
     if failed:
@@ -151,13 +156,17 @@ def main() -> None:
     for path in configs:
         weights = options.work / path.stem / "latest.pth"
         for name in ("held_out", "real_words"):
-            rows.append({"config": path.stem, "set": name, "cpu_minutes": round(seconds[path.stem] / 60, 1), **evaluate(path, data[name], weights)})
+            minutes = round(seconds[path.stem] / 60, 1)
+            rows.append(
+                {"config": path.stem, "set": name, "cpu_minutes": minutes} | evaluate(path, data[name], weights)
+            )
     write_results(rows, options)
 
 
 def write_results(rows: list[dict], options: argparse.Namespace) -> None:
     about = {
-        "date": time.strftime("%Y-%m-%d"), "openrec": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"), "openrec": __version__, "torch": torch.__version__,
+        "python": platform.python_version(), "command": " ".join(["python", *sys.argv]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}", "epochs": options.epochs, "batch": options.batch,
         "rendered": options.rendered, "repeat": options.repeat, "seed": options.seed,
     }  # fmt: skip

@@ -192,7 +192,7 @@ def check_keys(target: Any, config: Mapping[str, Any], where: str, given: Iterab
         if aliases.get(key) in known:
             continue
         if key not in known:
-            problems.append(f'{where}.{key}: {target.__name__} has no such key.{nearest(key, [*known, "name"])}')
+            problems.append(f"{where}.{key}: {target.__name__} has no such key.{nearest(key, [*known, 'name'])}")
             continue
         inner = getattr(target, "nested", {}).get(key)
         if inner is not None and value is not None:

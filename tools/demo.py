@@ -67,7 +67,8 @@ def main() -> None:
     numbers = evaluate_config(config)
     page = draw(config, best, a.output / "what_it_looked_at.png")
     print(f"\npicture of what the model looked at: {page}\ncheckpoint: {best}")
-    print(f"next: {sys.executable} tools/train_rec.py -c configs/rec/svtrv2/svtrv2_mamba_tiny.yml   # or your own words, README.md")
+    print("next: README.md, 'Train on your own words'; or another encoder on words rendered on the fly:")
+    print(f"      {sys.executable} tools/train_rec.py -c configs/rec/svtrv2/svtrv2_attn_tiny.yml")
     print(f"word accuracy on {numbers['num_samples']:.0f} held-out words: {100 * numbers['acc']:.1f} %")
 
 
