@@ -243,6 +243,12 @@ def test_t17_t18_an_evaluation_set_that_cannot_be_used_is_an_error(tmp_path):
         run(tmp_path, {"Eval.dataset.data_dir": str(tmp_path / "nothere")})
 
 
+def test_an_output_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"Global.output_dir: .*file/out.*cannot be used"):
+        run(tmp_path, {"Global.output_dir": str(tmp_path / "file" / "out")})
+
+
 def test_gpu_falls_back_to_the_cpu_with_a_line(tmp_path, caplog):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -16,8 +16,27 @@ from typing import Any
 
 from tqdm import tqdm
 
+from openrec.errors import ConfigError
+
 logger = logging.getLogger("openrec")
 _FORMAT = logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%Y/%m/%d %H:%M:%S")
+
+
+def make_directory(path: str) -> Path:
+    """``Global.output_dir``, made if missing.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+    """
+    directory = Path(path).expanduser()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(directory, os.W_OK) else "no right to write there"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ConfigError(f'Global.output_dir: "{path}" cannot be used ({reason}). Choose another directory.')
+    return directory
 
 
 class _ConsoleHandler(logging.StreamHandler):
@@ -103,17 +122,16 @@ class JsonLines:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **_finite(values)}, ensure_ascii=False) + "\n")
 
-    def cut(self, step: int) -> int:
-        """Remove the lines of steps behind ``step``, which will be written again; returns how many."""
-        if not self.active or not self.path.exists():
-            return 0
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        if len(kept) < len(lines):
-            temporary = self.path.with_suffix(".jsonl.tmp")
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(temporary, self.path)
-        return len(lines) - len(kept)
+    def size(self) -> int:
+        """Bytes written so far, for ``cut``."""
+        return self.path.stat().st_size if self.active and self.path.exists() else 0
+
+    def cut(self, size: int) -> int:
+        """Remove what stands behind the first ``size`` bytes, which will be written again; returns how many bytes."""
+        removed = self.size() - size
+        if removed > 0:
+            os.truncate(self.path, size)
+        return max(0, removed)
 
     def put_aside(self) -> None:
         """Keep the file of an earlier run under the next free name ``log.N.jsonl``."""
@@ -133,14 +151,6 @@ def _finite(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; a line that a kill cut short belongs to no step."""
-    try:
-        return float(json.loads(line).get("step", 0))
-    except (ValueError, AttributeError, TypeError):
-        return math.inf
 
 
 class TensorBoard:

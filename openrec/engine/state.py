@@ -16,6 +16,7 @@ from openrec.charset import Charset
 from openrec.checkpoint import load_exactly, load_weights, read_checkpoint, save_checkpoint
 from openrec.engine.distributed import World, gather
 from openrec.engine.ema import Ema
+from openrec.engine.logger import JsonLines
 from openrec.engine.meters import Medians
 from openrec.engine.rng import rng_state, set_rng_state
 from openrec.errors import CheckpointError
@@ -44,6 +45,7 @@ class Progress:
         evaluated: the step of the last evaluation; -1: none yet.
         best: numbers of the best evaluation so far.
         skipped: training samples dropped in this epoch: ``{reason: [names]}``.
+        log_size: bytes of ``log.jsonl`` when the checkpoint was written.
     """
 
     epoch: int = 1
@@ -54,10 +56,19 @@ class Progress:
     evaluated: int = -1
     best: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    log_size: int = 0
 
     def next_epoch(self) -> None:
         self.epoch, self.batch, self.epoch_done = self.epoch + 1, 0, False
         self.epoch_start, self.skipped = self.step, {}
+
+
+def due(rule: Any, now: int) -> bool:
+    """``[start, every]`` or ``every``: ``now > start`` and a whole number of ``every`` behind ``start``."""
+    if not rule:
+        return False
+    start, every = rule if isinstance(rule, (list, tuple)) else (0, rule)
+    return now > start and (now - start) % every == 0
 
 
 @dataclass
@@ -72,6 +83,7 @@ class RunParts:
     medians: Medians
     world: World
     batches_per_epoch: int
+    log: JsonLines
     ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
 
@@ -109,6 +121,7 @@ def run_state(parts: RunParts, *, with_optimizer: bool = True) -> dict[str, Any]
         "medians": parts.medians.state(),
         "batches_per_epoch": parts.batches_per_epoch,
         "world_size": parts.world.size,
+        "log_size": parts.log.size(),
     }
     return state
 
@@ -170,6 +183,7 @@ def _inside_epoch(parts: RunParts, state: Mapping[str, Any], own: Mapping[str, A
     p, world = parts.progress, parts.world
     p.step, p.batch, p.epoch_done = int(state["global_step"]), int(own["batch"]), bool(own["epoch_done"])
     p.epoch_start, p.evaluated = int(own["epoch_start"]), int(own["evaluated"])
+    p.log_size = int(own["log_size"])
     parts.medians.load(own["medians"])
     before = (int(own["batches_per_epoch"]), int(own["world_size"]))
     if before == (parts.batches_per_epoch, world.size):

@@ -35,12 +35,21 @@ from openrec.engine.distributed import (
 )
 from openrec.engine.ema import Ema
 from openrec.engine.evaluator import Evaluator, split_rule
-from openrec.engine.logger import JsonLines, TensorBoard, log_config, metric_text, show_bar, start_logging, stop_logging
+from openrec.engine.logger import (
+    JsonLines,
+    TensorBoard,
+    log_config,
+    make_directory,
+    metric_text,
+    show_bar,
+    start_logging,
+    stop_logging,
+)
 from openrec.engine.meters import Clock, Medians, training_line
 from openrec.engine.progress_bar import Bar
 from openrec.engine.rng import preserved_rng, seed_everything
 from openrec.engine.signals import noted_signals
-from openrec.engine.state import RunParts, resume_run, save_run, start_from
+from openrec.engine.state import RunParts, due, resume_run, save_run, start_from
 from openrec.engine.step import StepResult, TrainStep
 from openrec.engine.sync_bn import use_synced_batch_norm
 from openrec.errors import OpenRecError
@@ -68,10 +77,19 @@ class Trainer:
         check_config(config, "train")
         self.config: dict[str, Any] = copy.deepcopy(dict(config))
         self.options: dict[str, Any] = self.config["Global"]
-        self.output = Path(self.options["output_dir"])
-        self.output.mkdir(parents=True, exist_ok=True)
+        self.output = make_directory(self.options["output_dir"])
         start_logging(self.output, is_main=launched_rank() == 0)
         self.world: World = start_world(self.options["device"])
+        try:
+            self._build()
+        except BaseException:
+            stop_world()
+            stop_logging()
+            raise
+
+    # -- construction ------------------------------------------------------------------------------
+
+    def _build(self) -> None:
         if self.world.device.type == "cpu":
             keep_freed_memory()
         log_config(self.config)
@@ -79,17 +97,14 @@ class Trainer:
         if self.world.is_main:
             remove_leftovers(self.output)
             save_config(self.config, self.output / "config.yml")
+        self.jsonl = JsonLines(self.output / "log.jsonl", self.world.is_main)
         self._build_data()
         self._build_model()
         self._build_optimizer()
-        self.jsonl = JsonLines(self.output / "log.jsonl", self.world.is_main)
         self._start()
-        self.board = TensorBoard(
-            self.output, bool(self.options["use_tensorboard"]) and self.world.is_main, self.parts.progress.step
-        )
+        wanted = bool(self.options["use_tensorboard"]) and self.world.is_main
+        self.board = TensorBoard(self.output, wanted, self.parts.progress.step)
         self.clock, self.stop_signal = Clock(), 0
-
-    # -- construction ------------------------------------------------------------------------------
 
     def _build_data(self) -> None:
         self.charset = resolve_charset(self.config)
@@ -135,7 +150,7 @@ class Trainer:
         ema = Ema(self.model, float(options["ema_decay"])) if options["use_ema"] else None
         self.parts = RunParts(
             self.config, self.charset, self.model, optimizer, schedule, Medians(int(options["log_smooth_window"])),
-            self.world, batches, ema,
+            self.world, batches, self.jsonl, ema,
         )  # fmt: skip
         self.parts.progress.best = {self._main: 0}
         self.step = TrainStep(
@@ -164,9 +179,8 @@ class Trainer:
             logger.info("train from scratch")
         if not options["auto_resume"] and given is None:
             self.jsonl.put_aside()
-        removed = self.jsonl.cut(progress.step)
-        if removed:
-            logger.info("log.jsonl: %d lines of steps behind the checkpoint were removed", removed)
+        elif given in (None, latest) and self.jsonl.cut(progress.log_size):
+            logger.info("log.jsonl: lines behind the checkpoint were removed; their steps are done again")
         if given is None and self.world.is_main:
             with preserved_rng():
                 summary.log_first_sample(self.loader, self.post_process)
@@ -285,7 +299,7 @@ class Trainer:
         bar.advance(len(group), loss=result.losses.get("loss"))
         if progress.step % int(self.options["print_batch_step"]) == 0 or progress.batch >= len(self.loader):
             self._report(result)
-        if _due(self.options["eval_batch_step"], progress.step):
+        if due(self.options["eval_batch_step"], progress.step):
             self._evaluate()
         self._save_inside_epoch()
         self._stop_when_asked()
@@ -369,7 +383,7 @@ class Trainer:
         skipped = gather(progress.skipped, self.world)
         if self.world.is_main:
             summary.log_skipped(progress.epoch, skipped, self.output)
-        if _due(self.options["eval_epoch_step"], progress.epoch) or self._enough():
+        if due(self.options["eval_epoch_step"], progress.epoch) or self._enough():
             self._evaluate()
         progress.epoch_done = complete
         start, every = self.options["save_epoch_step"]
@@ -385,11 +399,3 @@ class Trainer:
             self._save("latest.pth")
             logger.info("stopped by signal %d; the same command continues here.", number)
             raise SystemExit(128 + number)
-
-
-def _due(rule: Any, now: int) -> bool:
-    """``[start, every]`` or ``every``: ``now > start`` and a whole number of ``every`` behind ``start``."""
-    if not rule:
-        return False
-    start, every = rule if isinstance(rule, (list, tuple)) else (0, rule)
-    return now > start and (now - start) % every == 0
