@@ -154,7 +154,7 @@ class Build:
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         host = ["-ccbin", self.cxx[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        return [str(self.nvcc), "-O3", "-std=c++17", "-DNDEBUG", "--threads", "0", *host, *codes]
+        return [str(self.nvcc), "-O3", "-std=c++17", "-DNDEBUG", "-I", str(ROOT / "csrc"), "--threads", "0", *host, *codes]
 
     def run(self, output: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

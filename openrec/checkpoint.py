@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import tempfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -112,23 +113,20 @@ def remove_leftovers(directory: str | Path) -> None:
 # ---- reading ---------------------------------------------------------------------------------------
 
 
-class _ForeignDict(dict):
+class _ForeignDict:
     """Stands for a dict class of another project (OpenOCR's ``AttrDict``); nothing of it is imported."""
 
-    def __new__(cls) -> _ForeignDict:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        """Attributes of the foreign class are of no use here."""
+    def __new__(cls) -> Any:  # type: ignore[misc]
+        return OrderedDict()  # the one kind of dict whose attributes the safe reader lets a file set
 
 
 _DICT_CLASS = re.compile(r"(?:[A-Za-z_]\w*\.)+\w*Dict")
 _REFUSED = re.compile(r"(?:Unsupported (?:global|class)|GLOBAL)[^\w]*(?:GLOBAL )?([\w.]+)")
-# Numbers that NumPy made: metrics of old checkpoints hold them.
-_NUMPY = {
-    f"{module}.{name}": value
-    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-    for name, value in (("scalar", np.float64(0).__reduce__()[0]), ("dtype", np.dtype))
+# Numbers that NumPy made: the metrics of old checkpoints hold them.
+_NUMPY: dict[str, Any] = {
+    "numpy.dtype": np.dtype,
+    **{f"numpy.{core}.multiarray.scalar": np.float64(0).__reduce__()[0] for core in ("core", "_core")},
+    **{f"numpy.dtypes.{kind.__name__}": kind for kind in {type(np.dtype(c)) for c in "?bBhHiIlLqQefd"}},
 }
 
 
@@ -173,22 +171,18 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(file: Path) -> Any:
-    allowed: dict[str, Any] = {}
+    allowed = dict(_NUMPY)
     while True:
         try:
             with torch.serialization.safe_globals([(value, name) for name, value in allowed.items()]):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             name = _refused_name(str(error))
-            if name in allowed or not (_DICT_CLASS.fullmatch(name) or name in _NUMPY or _is_dtype(name)):
+            if name in allowed or not _DICT_CLASS.fullmatch(name):
                 raise CheckpointError(_unreadable(file, name, error)) from error
-            allowed[name] = _NUMPY.get(name) or (getattr(np.dtypes, name[13:]) if _is_dtype(name) else _ForeignDict)
+            allowed[name] = _ForeignDict
         except (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
             raise CheckpointError(_unreadable(file, "", error)) from error
-
-
-def _is_dtype(name: str) -> bool:
-    return name.startswith("numpy.dtypes.") and hasattr(np.dtypes, name[13:])
 
 
 def _refused_name(message: str) -> str:
@@ -202,7 +196,8 @@ def _unreadable(file: Path, name: str, error: Exception) -> str:
             f'"{file}" holds an object of "{name}", which is not read: a checkpoint may hold tensors, numbers, texts '
             "and containers of them. If you trust the file, load it where it was made and save its state_dict alone."
         )
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if "unsupported" in line.lower()), lines[0] if lines else "damaged")[:200]
     return f'"{file}" cannot be read ({reason}). It is incomplete, or no checkpoint; copy it again or use another one.'
 
 

@@ -111,7 +111,6 @@ GLOBAL: dict[str, Key] = {
     "eval_at_start": Key("bool", False, "evaluate once before the first step"),
     "max_steps": Key("int or null", None, "stop after that many optimizer steps of the run"),
     "progress_bar": Key("bool", True, "show a progress bar where the output is a terminal"),
-    "diagnose": Key("bool", False, "record sampling locations, attention and gradients as scalars"),
     # known to OpenOCR, without effect here
     "save_res_path": Key("any", None, "read by nothing in OpenOCR either", ignored=True),
     "project_name": Key("any", None, "read by nothing in OpenOCR either", ignored=True),

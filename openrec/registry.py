@@ -133,11 +133,13 @@ _warned: set[tuple[str, str]] = set()
 def nearest(word: str, known: Iterable[str]) -> str:
     """``' Did you mean "x"?'`` for the closest known word, or the list of all of them when none is close."""
     known = sorted(str(k) for k in known)
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
-    if not close:
-        close = [k for k in known if k.lower() == str(word).lower()]
+    lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.6)
+    if not close:  # a part of exactly one name: SMTR for SMTRDecoder
+        inside = [k for k in lower if len(str(word)) > 2 and str(word).lower() in k]
+        close = inside if len(inside) == 1 else []
     if close:
-        return f' Did you mean "{close[0]}"?'
+        return f' Did you mean "{lower[close[0]]}"?'
     return f" Known: {', '.join(known)}." if known else ""
 
 
@@ -190,7 +192,7 @@ def check_keys(target: Any, config: Mapping[str, Any], where: str, given: Iterab
         if aliases.get(key) in known:
             continue
         if key not in known:
-            problems.append(f'{where}.{key}: {target.__name__} has no such key.{nearest(key, known)}')
+            problems.append(f"{where}.{key}: {target.__name__} has no such key.{nearest(key, [*known, 'name'])}")
             continue
         inner = getattr(target, "nested", {}).get(key)
         if inner is not None and value is not None:

@@ -59,7 +59,8 @@ def ratio_config(paths, *, train_ops=(), first_bs=8, workers=0, max_ratio=12, **
         rest = {k: v for k, v in dataset.items() if k != "name"}
         return {
             "dataset": {
-                "name": name, "ds_width": True, "padding": False, "data_dir_list": list(paths), "transforms": ops, **rest
+                "name": name, "ds_width": True, "padding": False, "data_dir_list": list(paths), "transforms": ops,
+                **rest,
             },
             "sampler": {
                 "name": "RatioSampler", "scales": [[128, 32]], "first_bs": first_bs, "fix_bs": False,

@@ -4,6 +4,7 @@ import argparse
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -269,6 +270,15 @@ def test_every_global_default_fits_its_own_kind():
     for table in (schema.GLOBAL, schema.LOADER, schema.OPTIMIZER_EXTRA, schema.ARCHITECTURE, schema.EXPORT):
         for name, key in table.items():
             assert key.default is schema.REQUIRED or schema.KINDS[key.kind][0](key.default) or key.default is None, name
+
+
+def test_every_global_key_is_read_somewhere():
+    root = Path(__file__).resolve().parents[1]
+    files = [p for p in (root / "openrec").rglob("*.py") if p.name != "config_schema.py"]
+    source = "\n".join(p.read_text(encoding="utf-8") for p in files)
+    inference = {"infer_img", "export_dir", "backend", "onnx_model_path"}  # of the inference and export tools
+    unread = {k for k, key in schema.GLOBAL.items() if not key.ignored and f'"{k}"' not in source}
+    assert unread <= inference
 
 
 def test_saved_config_loads_to_the_same(write, tmp_path):

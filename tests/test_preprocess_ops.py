@@ -17,7 +17,7 @@ from openrec.preprocess import create_operators, parseq_aug, transform
 from openrec.preprocess.decode import DecodeImage, DecodeImagePIL, UnreadableImage, image_size
 from openrec.preprocess.geometry import BASE_SHAPE, bucket, bucket_size, resize_pil
 from openrec.preprocess.parseq_aug import OPERATIONS, PARSeqAug, PARSeqAugPIL
-from openrec.preprocess.resize import RecDynamicResize, RecTVResize, SliceResize, SliceTVResize, SVTRResize
+from openrec.preprocess.resize import RecTVResize, SliceResize, SliceTVResize, SVTRResize
 
 PIXEL_RNG = np.random.default_rng(0)
 
@@ -33,6 +33,8 @@ def pil_bytes(image, **save):
 
 
 RGB = Image.fromarray(picture(61, 33))
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6  # orientation: to be turned by 90 degrees
 FILES = {
     "jpeg": pil_bytes(RGB, format="JPEG", quality=90),
     "progressive": pil_bytes(RGB, format="JPEG", progressive=True),
@@ -46,7 +48,7 @@ FILES = {
     "gif": pil_bytes(RGB, format="GIF"),
     "bmp": pil_bytes(RGB, format="BMP"),
     "webp": pil_bytes(RGB, format="WEBP", lossless=True),
-    "rotated by exif": pil_bytes(RGB, format="JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"),
+    "rotated by exif": pil_bytes(RGB, format="JPEG", exif=ROTATED),
 }  # fmt: skip
 
 

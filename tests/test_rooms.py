@@ -23,6 +23,7 @@ ROOMS = [
     ("losses", "postprocess"),
     ("metrics",),
     ("checkpoint", "optimizer"),
+    ("explain",),
     ("engine",),
 ]
 

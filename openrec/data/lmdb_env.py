@@ -23,17 +23,17 @@ _OPEN: dict[str, tuple[Any, Any]] = {}  # real path -> (environment, its read tr
 _owner = os.getpid()
 
 
-def _transaction(path: str) -> Any:
-    """The read transaction of this process for the environment in ``path``."""
+def _transaction(real: str, path: str) -> Any:
+    """The read transaction of this process for the environment in ``real``; messages call it ``path``."""
     global _owner
     if _owner != os.getpid():  # forked: the parent's environments must be opened anew here
         close_all()
         _owner = os.getpid()
-    real = os.path.realpath(path)
-    if real not in _OPEN:
+    opened = _OPEN.get(real)
+    if opened is None:
         env = _open(path)
-        _OPEN[real] = (env, env.begin(buffers=False))
-    return _OPEN[real][1]
+        opened = _OPEN[real] = (env, env.begin(buffers=False))
+    return opened[1]
 
 
 def close(path: str) -> None:
@@ -91,7 +91,7 @@ def nearest_existing(path: str | os.PathLike) -> str:
 
 
 class LmdbReader:
-    """One environment by path; picklable, because it holds nothing but the path.
+    """One environment by path; can be pickled, because it holds nothing but the path.
 
     Raises:
         DataError: from the first access, when there is no LMDB at ``path``.
@@ -99,15 +99,19 @@ class LmdbReader:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = str(Path(path).expanduser())
+        self._real = os.path.realpath(self.path)
+
+    def _transaction(self) -> Any:
+        return _transaction(self._real, self.path)
 
     def get(self, key: bytes) -> bytes | None:
-        return _transaction(self.path).get(key)
+        return self._transaction().get(key)
 
     def image(self, number: int) -> bytes | None:
-        return _transaction(self.path).get(b"image-%09d" % number)
+        return self._transaction().get(b"image-%09d" % number)
 
     def label(self, number: int) -> bytes | None:
-        return _transaction(self.path).get(b"label-%09d" % number)
+        return self._transaction().get(b"label-%09d" % number)
 
     def name(self, number: int) -> str:
         return f"{self.path}:image-{number:09d}"
@@ -133,7 +137,7 @@ class LmdbReader:
         )
 
     def _keys(self, prefix: bytes) -> Iterator[bytes]:
-        cursor = _transaction(self.path).cursor()
+        cursor = self._transaction().cursor()
         if cursor.set_range(prefix):
             for key in cursor.iternext(keys=True, values=False):
                 if not key.startswith(prefix):
@@ -150,7 +154,7 @@ class LmdbReader:
     def items(self, kind: str) -> Iterator[tuple[int, bytes]]:
         """``(number, value)`` of every ``kind`` key, in the order of the numbers."""
         prefix = kind.encode() + b"-"
-        cursor = _transaction(self.path).cursor()
+        cursor = self._transaction().cursor()
         if not cursor.set_range(prefix):
             return
         for key, value in cursor.iternext(keys=True, values=True):

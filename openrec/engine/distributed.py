@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,6 +36,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes logs and files."""
         return self.rank == 0
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave to this process; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def start_world(device: str, *, join: bool = True) -> World:
@@ -66,6 +72,9 @@ def start_world(device: str, *, join: bool = True) -> World:
 def stop_world() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
+        # A thread of gloo needs the interpreter lock to drop its last tensors, and the group's destructor waits for
+        # that thread with the lock held: let the thread finish first.
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 

@@ -20,6 +20,7 @@ from openrec.engine.distributed import (
     average_gradients,
     broadcast,
     broadcast_buffers,
+    gather,
     gather_numbers,
     sum_over_ranks,
 )
@@ -84,7 +85,7 @@ class TrainStep:
         self.parallel: DistributedDataParallel | None = None
         self.failures = 0  # not finite since the last update
         self.step = 0
-        self._wrapped = False
+        self._wrapped, self._own_fault = False, True
         self._statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
 
     def __call__(self, batches: Sequence[Batch], step: int, first_batch: int) -> StepResult:
@@ -109,7 +110,7 @@ class TrainStep:
                 continue
             used, synced = used + 1, last and self.parallel is not None
             result.samples += len(batch) if weight else 0
-            result.batch = batch if batch.tensors else None
+            result.batch = batch if weight else None
             for name, value in losses.items():
                 result.losses[name] = result.losses.get(name, 0.0) + value
         result.losses = {name: value / max(1, used) for name, value in result.losses.items()}
@@ -118,7 +119,7 @@ class TrainStep:
                 average_gradients(self.parameters, self.world)
             self._update(result, used, first_batch, batches)
         self.schedule.step()
-        if not self._wrapped:
+        if result.updated and not self._wrapped:
             self._wrap()
         return result
 
@@ -163,6 +164,7 @@ class TrainStep:
             # NaN times 0 is NaN: a process that does not count must not spoil the mean
             sums = sum_over_ranks([float(not finite), *(v * share if share else 0.0 for v in values)], self.world)
             if sums[0]:
+                self._own_fault = not finite
                 for buffer, value in zip(self._statistics, before):
                     buffer.copy_(value)
                 return None
@@ -180,6 +182,7 @@ class TrainStep:
         result.grad_norm = float(norm)
         if not math.isfinite(result.grad_norm):
             self.optimizer.zero_grad(set_to_none=True)
+            self._own_fault = True
             self._not_finite("gradient", first_batch, batches)
             return
         if self.grad_clip > 0:
@@ -194,9 +197,10 @@ class TrainStep:
     def _not_finite(self, what: str, number: int, batches: Sequence[Batch]) -> None:
         """Count a failure; the second one without an update in between ends the run."""
         self.failures += 1
-        names = [name for batch in batches for name in batch.names]
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        where = f"step {self.step}, batch {number} of the epoch (process {self.world.rank}), samples: {shown}"
+        mine = [name for batch in batches for name in batch.names] if self._own_fault else []
+        names = [name for part in gather(mine, self.world) for name in part]
+        shown = ", ".join(names[:64]) + (f" and {len(names) - 64} more" if len(names) > 64 else "")
+        where = f"step {self.step}, batch {number} of the epoch, samples: {shown}"
         if self.failures == 1:
             logger.warning("the %s is not finite in %s; going on without this batch.", what, where)
             return

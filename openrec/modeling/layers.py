@@ -49,6 +49,8 @@ _X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 def _use_onednn(x: Tensor, weight: Tensor) -> bool:
     """Float32 on an x86 CPU in eager mode: where oneDNN's product is worth calling instead of PyTorch's default."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
     return (
         _X86
         and x.device.type == "cpu"
@@ -56,8 +58,6 @@ def _use_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.ndim in (3, 4)
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
 
 

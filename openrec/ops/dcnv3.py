@@ -60,6 +60,7 @@ def dcnv3(
     with full_precision(input.device):
         x, y, weight, value = grid.points(input, offset, mask)
         fast = chosen == "torch" and value.device.type in ("cpu", "cuda")
+        fast = fast and not torch.compiler.is_compiling()  # a compiler fuses grid_sample, but not hand-written steps
         out = sample_rows(value, x, y, weight) if fast else _by_grid_sample(value, x, y, weight)
     return out.to(input.dtype)
 

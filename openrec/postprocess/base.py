@@ -72,12 +72,18 @@ class LabelDecoder:
         """Text, score, characters' scores and positions for every image."""
         ids, scores = best(preds)
         keep = self.kept(ids)
-        return [self.decoded(i[k], s[k], np.flatnonzero(k)) for i, s, k in zip(ids, scores, keep)]
+        scores, positions = scores[keep], np.nonzero(keep)[1].tolist()  # of all texts, one after the other
+        characters, char_scores, start = self.tokens[ids[keep]].tolist(), scores.tolist(), 0
+        items = []
+        for end in keep.sum(1).cumsum().tolist():
+            score = float(np.add.reduce(scores[start:end]) / (end - start)) if end > start else 0.0
+            items.append(self.item(characters[start:end], score, char_scores[start:end], positions[start:end]))
+            start = end
+        return items
 
-    def decoded(self, ids: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> Decoded:
-        """One text from the numbers, probabilities and positions of its characters."""
-        score = float(scores.mean()) if len(scores) else 0.0
-        return Decoded("".join(self.tokens[ids].tolist()), score, scores.tolist(), positions.tolist())
+    def item(self, characters: list[str], score: float, char_scores: list[float], positions: list[int]) -> Decoded:
+        """One text from its characters, which come in the decoder's order."""
+        return Decoded("".join(characters), score, char_scores, positions)
 
     def kept(self, ids: np.ndarray) -> np.ndarray:
         """Which of ``ids [B, T]`` are characters of the texts (bool)."""
@@ -89,15 +95,19 @@ class LabelDecoder:
 
 
 def best(preds: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Arg-max and its probability (float32), ``[B, T]`` each; of equal maxima the first."""
+    """Arg-max and its probability (float32), ``[B, T]`` each (T = 1 for ``[B, C]``); of equal maxima the first."""
     if isinstance(preds, (list, tuple)):
         preds = preds[-1]
     if not isinstance(preds, Tensor):
         preds = np.asarray(preds)
-        return preds.argmax(-1), preds.max(-1).astype(np.float32, copy=False)
+        return _rows(preds.argmax(-1)), _rows(preds.max(-1).astype(np.float32, copy=False))
     scores, ids = preds.detach().max(-1)
     both = torch.stack((scores.double(), ids.double())).cpu().numpy()  # one transfer
-    return both[1].astype(np.int64), both[0].astype(np.float32)
+    return _rows(both[1].astype(np.int64)), _rows(both[0].astype(np.float32))
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    return values[:, None] if values.ndim == 1 else values
 
 
 def to_numpy(values: Any) -> np.ndarray:

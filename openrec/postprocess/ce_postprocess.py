@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openrec.postprocess.base import Decoded, LabelDecoder, Pair, best, to_numpy
+from openrec.postprocess.base import LabelDecoder, Pair, to_numpy
 
 
 class CELabelDecode(LabelDecoder):
@@ -15,10 +15,8 @@ class CELabelDecode(LabelDecoder):
 
     kind = "ce"
 
-    def decode_detailed(self, preds: Any) -> list[Decoded]:
-        ids, scores = best(preds)
-        positions = np.arange(ids[0].size) if len(ids) else np.zeros(0, np.int64)
-        return [self.decoded(i.reshape(-1), s.reshape(-1), positions) for i, s in zip(ids, scores)]
+    def kept(self, ids: np.ndarray) -> np.ndarray:
+        return np.ones_like(ids, dtype=bool)
 
     def labels(self, batch: Sequence[Any]) -> list[Pair]:
         ids = to_numpy(batch[1])

@@ -23,8 +23,8 @@ class CTCLabelDecode(LabelDecoder):
         keep[:, 1:] &= ids[:, 1:] != ids[:, :-1]
         return keep
 
-    def decoded(self, ids: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> Decoded:
-        item = super().decoded(ids, scores, positions)
+    def item(self, characters: list[str], score: float, char_scores: list[float], positions: list[int]) -> Decoded:
+        item = super().item(characters, score, char_scores, positions)
         return item._replace(text=reverse_runs(item.text)) if self.charset.is_arabic else item
 
     def labels(self, batch: Sequence[Any]) -> list[Pair]:

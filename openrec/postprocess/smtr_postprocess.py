@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from openrec.charset import Charset
 from openrec.postprocess.ar_postprocess import ARLabelDecode
 from openrec.postprocess.base import Decoded
@@ -28,7 +26,7 @@ class SMTRLabelDecode(ARLabelDecode):
         super().__init__(character_dict_path, use_space_char, charset)
         self.next_mode = next_mode
 
-    def decoded(self, ids: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> Decoded:
+    def item(self, characters: list[str], score: float, char_scores: list[float], positions: list[int]) -> Decoded:
         if not self.next_mode:
-            ids, scores, positions = ids[::-1], scores[::-1], positions[::-1]
-        return super().decoded(ids, scores, positions)
+            characters, char_scores, positions = characters[::-1], char_scores[::-1], positions[::-1]
+        return super().item(characters, score, char_scores, positions)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from openrec import registry
 from openrec.charset import Charset, TokenTable
@@ -170,8 +169,9 @@ class SMTRLabelEncode(ARLabelEncode):
 
     def arrays(self, ids: list[int], sample: Sample) -> dict[str, np.ndarray]:
         size, end = self.sub_str_len, self.table.special("</s>")
-        before = sliding_window_view([self.table.special("<INF>")] * size + ids, size)
-        after = sliding_window_view(ids + [self.table.special("<INB>")] * size, size)[::-1]
+        padded, padded_back = [self.table.special("<INF>")] * size + ids, ids + [self.table.special("<INB>")] * size
+        before = [padded[i : i + size] for i in range(len(ids) + 1)]
+        after = [padded_back[i : i + size] for i in range(len(ids), -1, -1)]
         random = self._draws(len(ids), sample)
         forward = self._direction(before, [*ids, end], random[0])
         backward = self._direction(after, [*ids[::-1], end], random[1])
@@ -187,9 +187,7 @@ class SMTRLabelEncode(ARLabelEncode):
         characters = rng.integers(self.table.first, self.table.first + len(self.charset), (2, count, 2))
         return np.concatenate((positions, characters), 2).tolist()
 
-    def _direction(self, base: np.ndarray, targets: list[int], draws: list[list[int]]) -> dict[str, np.ndarray]:
-        rows = base.tolist()
-        targets = list(targets)
+    def _direction(self, rows: list[list[int]], targets: list[int], draws: list[list[int]]) -> dict[str, np.ndarray]:
         seen = {tuple(row) for row in rows} if draws else set()
         for i, (place, other_place, character, other) in enumerate(draws, len(rows) - len(draws)):
             copy = list(rows[i])
@@ -199,7 +197,6 @@ class SMTRLabelEncode(ARLabelEncode):
                 rows.append(copy)
                 targets.append(targets[i])
             if self.perturb == "openocr":
-                rows[i] = list(rows[i])
                 rows[i][other_place] = other
                 seen.add(tuple(rows[i]))
         pad, height = self.table.special("<pad>"), 2 * self.max_text_length + 2

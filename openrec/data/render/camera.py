@@ -9,6 +9,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+_ZERO, _ONE = np.float32(0), np.float32(1)
+
 
 @lru_cache(maxsize=1)
 def _grain() -> np.ndarray:
@@ -41,7 +43,9 @@ def shoot(rng: np.random.Generator, picture: np.ndarray, stroke: float, mild: fl
         # No stroke may become thinner than about 0.9 px.
         factor = max(rng.uniform(0.35, 0.9), min(1.0, 0.9 / stroke), min(1.0, 12 / h))
         if factor < 0.95:
-            few = cv2.resize(picture, (max(4, round(w * factor)), max(4, round(h * factor))), interpolation=cv2.INTER_AREA)
+            few = cv2.resize(
+                picture, (max(4, round(w * factor)), max(4, round(h * factor))), interpolation=cv2.INTER_AREA
+            )
             picture = cv2.resize(few, (w, h), interpolation=(cv2.INTER_LINEAR, cv2.INTER_CUBIC)[int(rng.integers(2))])
     if noise < 0.6:
         grain, gh, gw = _grain(), 256, 640
@@ -50,7 +54,9 @@ def shoot(rng: np.random.Generator, picture: np.ndarray, stroke: float, mild: fl
             y, x = int(rng.integers(gh - h + 1)), int(rng.integers(gw - w + 1))
             picture[..., :3] += grain[y : y + h, x : x + w] * strength
     if tone < 0.15:  # over-sharpening, as phones do
-        picture[..., :3] += np.float32(0.8 * mild) * (picture[..., :3] - cv2.GaussianBlur(picture[..., :3], (0, 0), 1.2))
+        picture[..., :3] += np.float32(0.8 * mild) * (
+            picture[..., :3] - cv2.GaussianBlur(picture[..., :3], (0, 0), 1.2)
+        )
     return picture
 
 
@@ -70,8 +76,8 @@ def _motion(rng: np.random.Generator, picture: np.ndarray, length: float) -> np.
     kernel = np.zeros((n + 2, n + 2), np.float32)
     middle = (n + 1) // 2
     dx, dy = math.cos(angle) * length / 2, math.sin(angle) * length / 2
-    ends = [(round((middle + s * dx) * 16), round((middle + s * dy) * 16)) for s in (-1, 1)]
-    cv2.line(kernel, *ends, 1.0, 1, cv2.LINE_8, 4)  # coordinates in 1/16 px
+    start, end = ((round((middle + s * dx) * 16), round((middle + s * dy) * 16)) for s in (-1, 1))
+    cv2.line(kernel, start, end, 1.0, 1, cv2.LINE_8, 4)  # coordinates in 1/16 px
     return cv2.filter2D(picture, -1, kernel / max(kernel.sum(), 1.0))
 
 
@@ -102,11 +108,11 @@ def judge(picture: np.ndarray, sharp: np.ndarray, boxes: np.ndarray) -> Legibili
         boxes: ``[n, 4]`` of the characters that have ink.
     """
     luma = cv2.cvtColor(picture, cv2.COLOR_RGBA2GRAY)
-    luma = cv2.min(cv2.max(luma, 0.0), 255.0)
+    luma = np.minimum(np.maximum(luma, _ZERO), np.float32(255))
     soft = picture[..., 3]
-    ink = cv2.min(cv2.max(soft * np.float32(1 / 255), 0.0), 1.0)
-    near = cv2.min(cv2.blur(ink, (7, 7)) * np.float32(4), 1.0)
-    around = near * (1 - cv2.min(ink * np.float32(2), 1.0))
+    ink = np.minimum(np.maximum(soft * np.float32(1 / 255), _ZERO), _ONE)
+    near = np.minimum(cv2.blur(ink, (7, 7)) * np.float32(4), _ONE)
+    around = near * (_ONE - np.minimum(ink * np.float32(2), _ONE))
     ink = ink * ink
     ink_luma, around_luma = ink * luma, around * luma
     maps = cv2.merge([ink, ink_luma, ink_luma * luma, around, around_luma, around_luma * luma])

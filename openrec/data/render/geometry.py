@@ -96,7 +96,9 @@ def _grid(width: int, height: int) -> np.ndarray:
     return found
 
 
-def draw_warp(rng: np.random.Generator, centre: tuple[float, float], half: tuple[float, float], strength: float) -> Warp:
+def draw_warp(
+    rng: np.random.Generator, centre: tuple[float, float], half: tuple[float, float], strength: float
+) -> Warp:
     """A random warp for text of half-size ``half`` (px) around ``centre``.
 
     ``strength`` 0..1 scales every distortion; at 1 about one word in six is bent.

@@ -10,7 +10,7 @@ import numpy as np
 
 from openrec.data.render import fonts
 
-SIZES = (40, 80, 160)  # px per em; few sizes, so that the caches hit
+SIZES = (64, 128, 256)  # px per em; few sizes, so that the caches hit
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,16 @@ class Ink:
 
 
 def size_for(height: float) -> int:
-    """The smallest prepared size that is not below ``height`` px per em."""
-    return next((size for size in SIZES if size >= height), SIZES[-1])
+    """The smallest prepared size that needs no enlarging by more than a quarter to ``height`` px per em."""
+    return next((size for size in SIZES if 1.25 * size >= height), SIZES[-1])
 
 
 @lru_cache(maxsize=32768)
 def glyph(path: str, index: int, size: int, character: str) -> Glyph:
     font = fonts.load(path, index, size)
     ink, (left, top) = fonts.draw(font, character)
-    return Glyph(ink, left, top, float(font.getlength(character)))
+    x, y, w, h = cv2.boundingRect(ink) if ink.size else (0, 0, 0, 0)  # FreeType's box may have an empty edge
+    return Glyph(ink[y : y + h, x : x + w], left + x, top + y, float(font.getlength(character)))
 
 
 def lay_out(face: fonts.Face, text: str, size: int, spacing: float = 0.0, pad: int = 12) -> Ink:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905 (wide characters count double; lists of words read better as text)
 """Words without a word list: common signs, syllables to build pseudo-words from, patterns for numbers.
 
 Enough to train on a machine that has no dictionary. The weights are rough guesses at street text.
@@ -104,10 +105,12 @@ PATTERNS = (
 _ENGLISH = [
     # onsets, vowels, codas; repetition is weight
     "b b c c d d f g h j k l l m m n n p p qu r r r s s s t t t v w y z bl br ch ch cl cr dr fl fr gl gr pl pr "
-    "ph sc sh sh sk sl sm sn sp st st str sw th th tr wh".split() + [""] * 12,
+    "ph sc sh sh sk sl sm sn sp st st str sw th th tr wh".split()
+    + [""] * 12,
     "a a a a e e e e e i i i o o o u u y ai ea ea ee ie oa oo ou au ay ey ow".split(),
     "b ck ct d d f ft g k l l l ld lk ll lt m m mp n n n n nd ng nk nt p pt r r r rd rk rm rn rt s s ss st st t t "
-    "th ve x zz ce ge ne re te se le".split() + [""] * 24,
+    "th ve x zz ce ge ne re te se le".split()
+    + [""] * 24,
 ]
 _ENDINGS = "ing er er ed es s ly tion al able ment ness y ous ic ist ity or en ful less ate ish".split() + [""] * 40
 
@@ -164,9 +167,7 @@ def _jamo_steps() -> tuple[np.ndarray, ...]:
 def hangul_syllable(rng: np.random.Generator) -> str:
     """A syllable composed of jamo by weight; rare combinations occur."""
     steps = _jamo_steps()
-    initial, medial, final = (
-        min(int(np.searchsorted(step, rng.random())), len(step) - 1) for step in steps
-    )
+    initial, medial, final = (min(int(np.searchsorted(step, rng.random())), len(step) - 1) for step in steps)
     return chr(0xAC00 + (initial * 21 + medial) * 28 + final)
 
 

@@ -52,8 +52,8 @@ def _texture(rng: np.random.Generator, kind: int) -> np.ndarray:
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
     h, w = _TEXTURE_SHAPE
     step = max(1, int(sigma / 3))  # smooth fields are made small and enlarged
-    field = rng.standard_normal((h // step + 2, w // step + 2)).astype(np.float32)
-    field = cv2.resize(cv2.GaussianBlur(field, (0, 0), sigma / step), (w, h), interpolation=cv2.INTER_CUBIC)
+    small = rng.standard_normal((h // step + 2, w // step + 2)).astype(np.float32)
+    field = np.asarray(cv2.resize(cv2.GaussianBlur(small, (0, 0), sigma / step), (w, h), interpolation=cv2.INTER_CUBIC))
     return (field - field.mean()) / (field.std() + 1e-6)
 
 

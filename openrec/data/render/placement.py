@@ -21,6 +21,8 @@ def place(
     aspect: tuple[float, float] | None,
     max_aspect: float,
     strength: float,
+    line_share: float = 0.4,
+    min_line: float = 9.0,
 ) -> tuple[Warp, int, int]:
     """A random warp that brings ``ink`` into a picture.
 
@@ -30,6 +32,8 @@ def place(
             letters.
         aspect: range in which the picture's width over height shall lie; None: no matter.
         max_aspect: upper bound of it in any case.
+        line_share: least height of the straight line in that of the bent and turned one.
+        min_line: least height of the line in the picture, px; the picture grows to make room for it.
 
     Returns:
         The warp, the picture's width and its height in px.
@@ -37,11 +41,15 @@ def place(
     x0, y0 = ink.boxes[:, :2].min(0)
     x1, y1 = ink.boxes[:, 2:].max(0)
     half = (float(x1 - x0) / 2, float(y1 - y0) / 2)
-    warp = draw_warp(rng, (float(x0) + half[0], float(y0) + half[1]), half, strength)
-    around = warp.boxes(ink.boxes)
-    left, top = around[:, :2].min(0)
-    right, bottom = around[:, 2:].max(0)
-    text_w, text_h = float(right - left), float(bottom - top)
+    centre = (float(x0) + half[0], float(y0) + half[1])
+    for calm in (1.0, 0.6, 0.3, 0.0):  # a long word that turns or bends leaves few pixels for its letters
+        warp = draw_warp(rng, centre, half, strength * calm)
+        around = warp.boxes(ink.boxes)
+        left, top = around[:, :2].min(0)
+        right, bottom = around[:, 2:].max(0)
+        text_w, text_h = float(right - left), float(bottom - top)
+        if 2 * half[1] >= line_share * text_h:
+            break
     line = max(2 * half[1], 0.35 * text_h)
     margins = line * (0.02 + 0.22 * rng.random(4) ** 1.3)  # left, top, right, bottom
     squeeze = 1.0
@@ -51,6 +59,7 @@ def place(
         squeeze = float(np.clip((drawn / natural) ** (0.8 * strength), NARROWEST, WIDEST))
     if aspect is not None:
         squeeze, margins = _fit(rng, aspect, margins, text_w, text_h)
+    height = max(height, math.ceil(min_line * _height(text_h, margins) / (2 * half[1])))
     scale = height / _height(text_h, margins)
     width = max(8, round(_width(text_w, margins) * squeeze * scale))
     widest = int(max_aspect * height)

@@ -7,6 +7,7 @@ own, tuned towards crops of incidental scene text.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from openrec.data.render.geometry import Warp
 from openrec.data.render.layout import EmptyGlyph, Ink, lay_out, size_for
 from openrec.data.render.lexicon import default_characters
 from openrec.data.render.placement import place
-from openrec.data.render.words import WordSource
+from openrec.data.render.words import LANGUAGES, WordSource
 from openrec.errors import ConfigError, SampleError
+from openrec.preprocess.decode import decode_rgb
 
 # Strength of the pictures tried until one is legible: each is plainer than the one before.
 ATTEMPTS = (1.0, 0.7, 0.4, 0.1)
@@ -55,7 +57,7 @@ class RenderedWord:
     @property
     def image(self) -> np.ndarray:
         """uint8 RGB ``[H, W, 3]``, decoded from ``jpeg``: what a reader of an LMDB would get."""
-        return cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        return decode_rgb(self.jpeg)
 
 
 class WordRenderer:
@@ -97,6 +99,8 @@ class WordRenderer:
         min_contrast: float = 24.0,
         random_share: float = 0.08,
     ) -> None:
+        if language not in LANGUAGES:
+            raise ConfigError(f"language: expected one of {', '.join(LANGUAGES)}; got {language!r}.")
         if len(height) != 2 or not 8 <= height[0] <= height[1] <= 256:
             raise ConfigError(f"height: expected [lowest, highest] within 8 to 256 px, got {list(height)}.")
         if not 0 <= strength <= 1:
@@ -105,7 +109,9 @@ class WordRenderer:
         self.fonts = FontSet(wanted, language, fonts, font_split)
         possible = [c for c in wanted if c in self.fonts.drawn or c == " "]
         lengths = {"min_length": min_length, "max_length": max_length}
-        self.source = WordSource(possible, language, words=words, split=word_split, random_share=random_share, **lengths)
+        self.source = WordSource(
+            possible, language, words=words, split=word_split, random_share=random_share, **lengths
+        )
         self.cjk = language in ("ko", "zh")
         self.height, self.max_aspect = (int(height[0]), int(height[1])), float(max_aspect)
         self.strength, self.min_contrast = float(strength), float(min_contrast)
@@ -132,9 +138,11 @@ class WordRenderer:
         low, high = self.height
         height = round(math.exp(rng.uniform(math.log(low), math.log(high))))
         text, face, ink = self._written(rng, text, height, aspect)
+        dense = max(text) >= "\u2e80"  # Han and Hangul need more pixels than letters
         warp, width, height = place(
             rng, ink, height, typical=None if self.cjk else 0.93 * math.sqrt(len(text)),
             aspect=aspect, max_aspect=self.max_aspect, strength=self.strength,
+            line_share=0.6 if dense else 0.4, min_line=17 if dense else 9,
         )  # fmt: skip
         boxes = warp.boxes(ink.boxes)
         picture, contrast = self._photograph(rng, ink, warp, boxes, width, height)
@@ -182,10 +190,8 @@ class WordRenderer:
             if face.covers(other):
                 gap = int(rng.uniform(0.05, 0.35) * size)
                 shift = int(rng.integers(-size, size))
-                try:
+                with contextlib.suppress(EmptyGlyph):  # no neighbour, then
                     ink = ink.with_line(lay_out(face, other, size, pad=ink.pad), gap, shift, bool(rng.random() < 0.5))
-                except EmptyGlyph:
-                    pass  # no neighbour, then
         return ink
 
     def _photograph(
@@ -204,10 +210,16 @@ class WordRenderer:
             judged = camera.judge(shot, sharp, inked)
             if judged.ok(self.min_contrast):
                 break
-        return cv2.convertScaleAbs(cv2.max(shot, 0.0))[..., :3], judged.contrast
+        return cv2.convertScaleAbs(np.maximum(shot[..., :3], np.float32(0))), judged.contrast
 
     def _shot(
-        self, rng: np.random.Generator, layers: np.ndarray, sharp: np.ndarray, stroke: float, boxes: np.ndarray, mild: float
+        self,
+        rng: np.random.Generator,
+        layers: np.ndarray,
+        sharp: np.ndarray,
+        stroke: float,
+        boxes: np.ndarray,
+        mild: float,
     ) -> np.ndarray:
         height, width = sharp.shape
         contrast = float(np.clip(rng.lognormal(math.log(105), 0.5), 35 + 60 * (1 - mild), 235))
@@ -232,8 +244,8 @@ def drawable(characters: Any, language: str) -> list[str]:
 def _seen(warp: Warp, planes: list[np.ndarray], width: int, height: int, shrink: float) -> np.ndarray:
     """The planes in the picture, uint8 ``[height, width, n]``."""
     flat = np.dstack(planes) if len(planes) > 1 else planes[0]
-    if shrink < 0.6:  # bilinear sampling would skip pixels
-        side = 2 if shrink > 0.45 else 3
+    if shrink < 0.65:  # bilinear sampling would skip pixels
+        side = round(1 / shrink)
         flat = cv2.blur(flat, (side, side))
     seen = warp.remap(flat, width, height)
     return seen[..., None] if seen.ndim == 2 else seen

@@ -1,6 +1,6 @@
 """The Dynamic Adaptive state-space block of DA-Mamba: a selective scan over adaptively sampled positions.
 
-Source: DAMamba (ltzovo/DAMamba, "DAMamba: Vision State Space Model with Dynamic Adaptive Scan", MIT), whose
+Source: DAMamba (ltzovo/DAMamba, "DAMamba: Vision State Space Model with Dynamic Adaptive Scan", no licence file), whose
 state-dict names are kept; selective scan by Gu & Dao, "Mamba"; sampling by Wang et al., "InternImage". Everything
 runs channels-last, so the map is the sequence: no copy stands between convolution, sampling and scan.
 

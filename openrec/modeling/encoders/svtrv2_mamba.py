@@ -1,7 +1,7 @@
 """SVTRv2 whose attention blocks give way to DA-Mamba's adaptive state-space blocks, block by block as the YAML says.
 
-Sources: SVTRv2 (Topdu/OpenOCR, Apache-2.0) for stem, stages and transitions; DAMamba (ltzovo/DAMamba, MIT) for
-``DASSMBlock``. Weights of either project load by name.
+Sources: SVTRv2 (Topdu/OpenOCR, Apache-2.0) for stem, stages and transitions; DAMamba (ltzovo/DAMamba, no licence
+file) for ``DASSMBlock``. Weights of either project load by name.
 
 A scan sees the map in one raster direction: a pixel reads earlier rows and, in its own row, what lies before it.
 """

@@ -1,0 +1,175 @@
+"""``SyntheticWords``: a data set whose images are rendered while they are read.
+
+    Train:
+      dataset:
+        name: SyntheticWords
+        size: 100000          # words per epoch
+        language: en          # en, ko, zh, or random for strings of any left-to-right script
+        max_length: 8
+        transforms: [RecTVResize: {image_shape: [32, 128]}, CTCLabelEncode: , KeepKeys: {...}]
+
+A sample depends on (seed, epoch, index) and the fonts and word lists of the machine. Training sees new
+words in every epoch, evaluation the same ones always. Unless ``split`` says otherwise, Train and Eval
+draw from disjoint parts of all texts, so that every evaluated word is one that was never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from openrec.charset import Charset
+from openrec.data.base import WordDataset
+from openrec.data.render import RenderedWord, WordRenderer
+from openrec.data.report import SourceReport
+from openrec.data.types import Pick
+from openrec.errors import ConfigError
+from openrec.preprocess import geometry
+
+SPLITS = ("auto", "train", "test", "all")
+# Spread of width / height over crops of scene text: log-normal, median and sigma of the logarithm.
+ASPECT_MEDIAN, ASPECT_SIGMA = 2.2, 0.45
+
+
+class SyntheticWords(WordDataset):
+    """Rendered words.
+
+    With ``by_ratio`` the samples are spread over ratio buckets and resized to a bucket's size just before
+    ``KeepKeys``, as ``RatioDataSetTVResize`` does without padding: for ``RatioSampler``. Otherwise a resize among the
+    transforms gives all images one size.
+
+    Args:
+        transforms: end with ``KeepKeys``; the image is decoded already, ``DecodeImage*`` pass it through.
+        size: words per epoch.
+        language: ``en``, ``ko``, ``zh`` or ``random``.
+        words: null: the system's word list and a built-in model; ``model``; ``random``; or word files (UTF-8, one
+            a line), whose words are written as they stand.
+        fonts: null: the system's fonts; else font files, directories, family names, ``system``.
+        min_length, max_length: characters per text; ``max_length`` defaults to ``Global.max_text_length`` or 25.
+        split: part of all texts, by hash: ``train``, ``test`` (one text in ten), ``all``; ``auto``: that of the mode.
+        font_split: the same for font families (``test``: one in five); null: all families.
+        height: range of rendered heights, px.
+        strength: 0..1, scales distortion and decay.
+        random_share: part of texts that are random strings.
+        by_ratio: see above.
+        base_shape, base_h, min_ratio, max_ratio: see ``RatioDataSetTVResize``; the last two belong to the loader.
+        seed: of the data set; by default that of the run.
+        mode, charset, global_config: see ``WordDataset``.
+
+    Raises:
+        ConfigError: no font for the charset (the message names a package), no text possible, wrong values.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Any],
+        size: int = 100_000,
+        language: str = "en",
+        words: str | Sequence[str] | None = None,
+        fonts: str | Sequence[str] | None = None,
+        min_length: int = 1,
+        max_length: int | None = None,
+        split: str = "auto",
+        font_split: str | None = None,
+        height: Sequence[int] = (20, 64),
+        strength: float = 1.0,
+        random_share: float = 0.08,
+        by_ratio: bool = False,
+        base_shape: Sequence[Sequence[int]] | None = None,
+        base_h: int = geometry.BASE_H,
+        *,
+        min_ratio: int = 1,
+        max_ratio: int = 10,
+        mode: str = "Train",
+        seed: int = 0,
+        charset: Charset | None = None,
+        global_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(transforms, mode=mode, seed=seed, charset=charset, global_config=global_config)
+        where = f"{mode}.dataset"
+        if size < 1:
+            raise ConfigError(f"{where}.size: expected a positive number of words per epoch, got {size!r}.")
+        if split not in SPLITS:
+            raise ConfigError(f"{where}.split: expected one of {', '.join(SPLITS)}; got {split!r}.")
+        self.n, self.split = int(size), {"auto": "train" if self.training else "test"}.get(split, split)
+        self.renderer = WordRenderer(
+            self.charset,
+            language,
+            fonts=fonts,
+            words=words,
+            min_length=min_length,
+            max_length=self._longest(max_length, where),
+            height=height,
+            word_split=None if self.split == "all" else self.split,
+            font_split=font_split,
+            strength=strength,
+            random_share=random_share,
+        )
+        self.base_shape, self.base_h = geometry.check_base_shape(base_shape, where), int(base_h)
+        if by_ratio:
+            self.buckets = self._spread(int(min_ratio), int(max_ratio), where)
+        self._report()
+
+    def _longest(self, max_length: int | None, where: str) -> int:
+        limit = self.max_text_length
+        if max_length is None:
+            return int(limit or 25)
+        if limit and max_length > limit:
+            raise ConfigError(
+                f"{where}.max_length: {max_length} is more than Global.max_text_length ({limit}), so the label encoder "
+                "would refuse the longer words. Lower the one or raise the other."
+            )
+        return int(max_length)
+
+    def _spread(self, low: int, high: int, where: str) -> np.ndarray:
+        """A ratio bucket for every index, the same in all epochs, so that batches do not change in number."""
+        if not 1 <= low <= high:
+            raise ConfigError(f"{where}: expected 1 <= min_ratio <= max_ratio of the loader, got {low} and {high}.")
+        rng = np.random.default_rng([self.seed, self.n])
+        ratio = np.exp(rng.normal(np.log(ASPECT_MEDIAN), ASPECT_SIGMA, self.n))
+        # Short texts would float in a wide picture.
+        widest = max(low, round(self.renderer.source.max_length * (1.0 if self.renderer.cjk else 0.7)))
+        return geometry.bucket(ratio, low, min(high, widest))
+
+    def _report(self) -> None:
+        self.report.found = self.report.used = self.n
+        part = "all texts" if self.split == "all" else f'texts of the "{self.split}" part'
+        self.report.sources.append(SourceReport(f"rendered, {part}", self.n, self.n))
+        self.report.notes += self.renderer.summary()
+        if self.buckets is not None:
+            counts = np.bincount(self.buckets)
+            self.report.notes.append("by ratio bucket: " + ", ".join(f"{q}: {n}" for q, n in enumerate(counts) if n))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def render(self, index: int, rng: np.random.Generator) -> RenderedWord:
+        """The word of ``index`` with its boxes and font, before any transform."""
+        aspect = None
+        if self.buckets is not None:
+            q = int(self.buckets[index])
+            aspect = (max(0.6, q - 0.5), q + 0.5)
+        return self.renderer.render(rng, aspect=aspect)
+
+    def read(self, index: int, rng: np.random.Generator) -> tuple[Any, str]:
+        word = self.render(index, rng)
+        return word.image, word.text
+
+    def text(self, index: int) -> str:
+        return self.render(index, self._random(0, index)).text
+
+    def name(self, index: int) -> str:
+        return f"rendered/{self.split}:{index}"
+
+    def fit(self, sample: dict[str, Any], pick: Pick) -> dict[str, Any]:
+        if self.buckets is None:
+            return sample
+        image = geometry.as_array(sample["image"])
+        height, width = image.shape[:2]
+        size = geometry.bucket_size(pick.ratio or int(self.buckets[pick.index]), self.base_shape, self.base_h)
+        sample["image"] = geometry.resize_pil(image, *size)
+        sample["valid_ratio"], sample["real_ratio"] = 1.0, max(1, round(width / height))
+        sample["gen_ratio"] = size[0] // size[1]
+        return sample
