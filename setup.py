@@ -4,9 +4,9 @@
     OPENREC_CUDA_ARCHS="80;90"         GPU architectures, default all of DEFAULT_ARCHS and PTX of the newest
     CXX, NVCC, CUDA_HOME, MAX_JOBS     compilers and the number of compilations at a time
 
-Nothing here needs a GPU, a CUDA build of torch or a network, and nothing here fails an install: what is missing leads to
-the next simpler build with one sentence, and in the end to the plain-PyTorch operators. The library uses PyTorch's stable
-ABI (torch >= 2.10, any Python >= 3.10), so the torch it is compiled against need not be the one it runs with.
+Nothing here needs a GPU, a CUDA build of torch or a network, and nothing here fails an install: what is missing leads
+to the next simpler build with one sentence, and in the end to the plain-PyTorch operators. The library uses PyTorch's
+stable ABI (torch >= 2.10, any Python >= 3.10), so the torch it is compiled against need not be the one it runs with.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class Build:
             host.append(csrc / "cuda_ops.cpp")
             for source in cuda_sources():
                 self._add(source, source.parent.name, self._nvcc_flags())
-        for source in sorted(csrc.glob("*/cpu_kernel.cpp"), key=lambda p: -p.stat().st_size) + [csrc / "cpu/kernels.cpp"]:
+        kernels = sorted(csrc.glob("*/cpu_kernel.cpp"), key=lambda path: -path.stat().st_size)
+        for source in [*kernels, csrc / "cpu/kernels.cpp"]:
             for level, flags in levels.items():
                 self._add(source, level, [*self.cxx, *COMMON.split(), *flags.split(), f"-DOPENREC_ISA={level}"])
         for source in host:
@@ -145,7 +146,7 @@ class Build:
 
     def _torch_flags(self) -> list[str]:
         info = f"{self.mode}; " + (f"architectures {' '.join(cuda_archs())}; " if self.nvcc else "") + self.cxx[0]
-        flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(self.torch / "include")]
+        flags = ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{ROOT / 'csrc'}", f"-isystem{self.torch / 'include'}"]
         flags += [f'-DOPENREC_BUILD_INFO="{info}"'] + ["-DOPENREC_X86_LEVELS"] * self.x86
         return flags + ["-DOPENREC_CUDA"] * bool(self.nvcc)
 
@@ -154,7 +155,8 @@ class Build:
         codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         host = ["-ccbin", self.cxx[0], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        return [str(self.nvcc), "-O3", "-std=c++17", "-DNDEBUG", "-I", str(ROOT / "csrc"), "--threads", "0", *host, *codes]
+        basic = ["-O3", "-std=c++17", "-DNDEBUG", f"-I{ROOT / 'csrc'}", "--threads", "0"]
+        return [str(self.nvcc), *basic, *host, *codes]
 
     def run(self, output: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

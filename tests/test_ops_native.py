@@ -33,7 +33,7 @@ def test_raw_operators(case, isa):
     compare(case, case.run(torch.ops.openrec, inputs), case.expected(inputs))
 
 
-# ------------------------------------------------------------------------------------------------------------- helpers
+# -------------------------------------------------------------------------------------------------------------- helpers
 
 
 def scan_arguments(dim=5, length=9, n=2, groups=1, batch=2, dtype=F64, z=True, channels_last=False):
@@ -80,7 +80,7 @@ def both(op, reference, tensors, tolerance, **options):
     assert_close(got, want, tolerance)
 
 
-# --------------------------------------------------------------------------------------------------------------- layouts
+# -------------------------------------------------------------------------------------------------------------- layouts
 
 
 @pytest.mark.parametrize("length", [1, 2, 31, 33, 127, 255, 256, 257, 511, 512, 513, 1023, 1025, 2049])
@@ -161,7 +161,7 @@ def test_directions_and_layouts_mean_the_same(reverse, channels_last):
     a = scan_arguments(6, 50, 2, groups=2)
     want, last = ops.selective_scan(**a, delta_softplus=True, return_last_state=True, reverse=reverse)
     if reverse:
-        flipped = {k: t.flip(-1) if k in "u delta z B C".split() else t for k, t in a.items()}
+        flipped = {k: t.flip(-1) if k in ["u", "delta", "z", "B", "C"] else t for k, t in a.items()}
         again, other = ops.selective_scan_ref(**flipped, delta_softplus=True, return_last_state=True)
         torch.testing.assert_close(want, again.flip(-1), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(last, other, rtol=1e-10, atol=1e-10)
@@ -179,7 +179,7 @@ def test_state_form(n, groups):
     both(ops.selective_scan_state, ops.selective_scan_state_ref, a, 1e-10, delta_softplus=True)
 
 
-# ------------------------------------------------------------------------------------------------------- borders and NaN
+# ------------------------------------------------------------------------------------------------------ borders and NaN
 
 
 @pytest.mark.parametrize("height, width", [(4, 8), (1, 8), (4, 1), (1, 1), (5, 6)])
@@ -209,7 +209,8 @@ def test_broken_coordinates_read_and_send_back_nothing(bad, backend):
     x = torch.randn(1, 3, 4, 16)
     offset = torch.zeros(1, 3, 4, 2)
     offset[0, 1, 2, 0] = bad
-    x.requires_grad_(), offset.requires_grad_()
+    x.requires_grad_()
+    offset.requires_grad_()
     out = ops.dcnv3(x, offset, backend=backend)
     assert out[0, 1, 2].abs().max() == 0
     d_x, d_offset = torch.autograd.grad(out.sum(), (x, offset))
@@ -293,7 +294,7 @@ def test_conversions_keep_special_values(dtype, isa):
     assert torch.equal(out[quiet], x[quiet])
 
 
-# ------------------------------------------------------------------------------------------------------------- gradients
+# ------------------------------------------------------------------------------------------------------------ gradients
 
 
 def check_gradients(function, tensors):
@@ -302,9 +303,10 @@ def check_gradients(function, tensors):
     assert torch.autograd.gradcheck(lambda *t: function(**dict(zip(names, t))), list(leaves.values()))
 
 
-@pytest.mark.parametrize("reverse, channels_last, softplus", [(False, False, True), (True, True, True), (True, False, False)])
+@pytest.mark.parametrize("options", [(False, False, True), (True, True, True), (True, False, False)])
 @pytest.mark.parametrize("n", [1, 3])
-def test_scan_gradcheck(reverse, channels_last, softplus, n):
+def test_scan_gradcheck(options, n):
+    reverse, channels_last, softplus = options
     options = {"reverse": reverse, "channels_last": channels_last, "delta_softplus": softplus, "backend": "native"}
     tensors = scan_arguments(2, 5, n, batch=1, channels_last=channels_last)
     check_gradients(lambda **t: ops.selective_scan(**t, **options), tensors)
@@ -410,8 +412,9 @@ def test_opcheck(index):
         a.requires_grad_() if forward and torch.is_tensor(a) and a.dtype in (F32, F64) else a
         for a in copy.deepcopy(arguments)
     ]
-    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(operator.default, tuple(arguments), test_utils=checks + ("test_aot_dispatch_dynamic",) * forward)
+    checks = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    checks += ["test_aot_dispatch_dynamic"] if forward else []
+    torch.library.opcheck(operator.default, tuple(arguments), test_utils=checks)
 
 
 class Composition(torch.nn.Module):
@@ -467,7 +470,7 @@ def test_gradients_have_the_types_of_their_inputs():
         assert grad.dtype == t.dtype
 
 
-# -------------------------------------------------------------------------------------------------- sizes, loading, words
+# ------------------------------------------------------------------------------------------------ sizes, loading, words
 
 
 def test_empty_and_huge_batches():

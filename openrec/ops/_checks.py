@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+
 def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int | None, ...], layout: str) -> None:
     """Refuse a tensor whose shape is not ``expected`` (``None``: any size); ``layout`` names the axes."""
     shape = tuple(tensor.shape)

@@ -138,8 +138,6 @@ def no_double_backward(op: str) -> None:
     """Make the second derivative of a backward operator an error instead of a silent zero."""
 
     def refuse(ctx, *grads):
-        raise NotImplementedError(
-            f'{op} has no second derivative; use backend="reference" for gradients of gradients'
-        )
+        raise NotImplementedError(f'{op} has no second derivative; use backend="reference" for gradients of gradients')
 
     torch.library.register_autograd(f"openrec::{op}", refuse, setup_context=lambda ctx, inputs, output: None)

@@ -11,7 +11,7 @@ from openrec.ops._load import native, no_double_backward
 
 
 def call_dcnv3(input: Tensor, offset: Tensor, mask: Tensor | None, geometry: tuple[list[int], ...], *rest) -> Tensor:
-    """``geometry`` holds kernel size, stride, pad and dilation as pairs, ``rest`` group, offset_scale, remove_center."""
+    """``geometry``: kernel size, stride, pad and dilation as pairs; ``rest``: group, offset_scale, remove_center."""
     dtype = _storage(input, offset, mask)
     extra = [None if t is None else _beside(t, dtype) for t in (offset, mask)]
     return torch.ops.openrec.dcnv3_forward(input.to(dtype), *extra, *geometry, *rest).to(input.dtype)

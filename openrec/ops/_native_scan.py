@@ -27,30 +27,28 @@ def call_scan(
 ) -> tuple[Tensor, Tensor]:
     """Arguments as in the public function, ``[B, D, L]``; channels-last memory behind it is used in place."""
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias)
-    A, D, delta_bias = (None if t is None else t.to(dtype) for t in (A, D, delta_bias))
+    A = A.to(dtype)
+    D, delta_bias = (None if t is None else t.to(dtype) for t in (D, delta_bias))
     B, C = _grouped(u, B, C)
-    out_type, args = u.dtype, [u, delta, z, B, C]
+    out_type = u.dtype
     if u.is_cuda:  # the GPU kernels read one storage type
-        common = args[0].dtype
-        for t in args[1:]:
-            common = common if t is None else torch.promote_types(common, t.dtype)
-        common = torch.float64 if dtype == torch.float64 else common
-        args = [None if t is None else t.to(common) for t in args]
+        common = u.dtype
+        for t in (delta, B, C, *(() if z is None else (z,))):
+            common = torch.promote_types(common, t.dtype)
+        common = dtype if dtype == torch.float64 else common
+        u, delta, B, C = (t.to(common) for t in (u, delta, B, C))
+        z = None if z is None else z.to(common)
     channels_last = u.stride(1) == 1 and u.shape[1] > 1
     if channels_last:
-        u, delta, z = (None if t is None else t.transpose(1, 2) for t in args[:3])
-        B, C = (t.permute(0, 3, 1, 2) for t in args[3:])
-    else:
-        u, delta, z, B, C = args
+        u, delta, z = u.transpose(1, 2), delta.transpose(1, 2), None if z is None else z.transpose(1, 2)
+        B, C = B.permute(0, 3, 1, 2), C.permute(0, 3, 1, 2)
     out, state = torch.ops.openrec.selective_scan_forward(
         u, delta, A, B, C, D, z, delta_bias, softplus, reverse, channels_last, last
     )
     return (out.transpose(1, 2) if channels_last else out).to(out_type), state
 
 
-def call_state(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, delta_bias: Tensor | None, softplus: bool
-) -> Tensor:
+def call_state(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, delta_bias: Tensor | None, softplus: bool) -> Tensor:
     """The states ``[B, D, N, L]`` as outputs of a scan in which every (state, channel) is a channel with C = 1."""
     batch, dim, length = u.shape
     n = A.shape[1]

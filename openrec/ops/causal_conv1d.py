@@ -39,7 +39,8 @@ def causal_conv1d(
     """
     _check("causal_conv1d", x, weight, bias, activation)
     if initial_states is not None:
-        check_shape("causal_conv1d", "initial_states", initial_states, (*x.shape[:2], weight.shape[1] - 1), "[B, D, width-1]")
+        expected = (*x.shape[:2], weight.shape[1] - 1)
+        check_shape("causal_conv1d", "initial_states", initial_states, expected, "[B, D, width-1]")
     # The compiled function asks for channels-last memory with states; those calls stay in PyTorch.
     states = initial_states is not None or return_final_states
     if choose("causal_conv1d", backend, x.device) != "reference" and not states:

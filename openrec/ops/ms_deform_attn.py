@@ -39,9 +39,10 @@ def ms_deform_attn(
     check_shape(op, "value", value, (None,) * 4, "[B, S, heads, c]")
     shapes = [(int(h), int(w)) for h, w in spatial_shapes]
     b, total, heads, c = value.shape
-    expected = (b, None, heads, len(shapes), None)
-    check_shape(op, "sampling_locations", sampling_locations, (*expected, 2), "[B, Q, heads, levels, P, 2]")
-    expected = sampling_locations.shape[:5]
+    layout = "[B, Q, heads, levels, P, 2]"
+    check_shape(op, "sampling_locations", sampling_locations, (b, None, heads, len(shapes), None, 2), layout)
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    expected = (b, queries, heads, len(shapes), points)
     check_shape(op, "attention_weights", attention_weights, expected, "[B, Q, heads, levels, P]")
     sizes = [h * w for h, w in shapes]
     if sum(sizes) != total:

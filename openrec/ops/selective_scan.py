@@ -59,7 +59,8 @@ def selective_scan(
     """
     chosen = choose("selective_scan", backend, u.device)
     if channels_last:
-        u, delta, z, B, C = (_time_last(t) for t in (u, delta, z, B, C))
+        u, delta, B, C = (_time_last(t) for t in (u, delta, B, C))
+        z = None if z is None else _time_last(z)
     _check("selective_scan", u, delta, A, B, C, D, z, delta_bias)
     if chosen == "native":
         y, last = call_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
@@ -85,8 +86,8 @@ def selective_scan_ref(
     channels_last: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``selective_scan`` as a loop over time with automatic gradients: the definition."""
-    options = {"reverse": reverse, "channels_last": channels_last, "backend": "reference"}
-    return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, **options)
+    args = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    return selective_scan(*args, reverse=reverse, channels_last=channels_last, backend="reference")
 
 
 def selective_scan_state(
@@ -122,9 +123,9 @@ def selective_scan_state_ref(
     return selective_scan_state(u, delta, A, B, delta_bias, delta_softplus, backend="reference")
 
 
-def _time_last(t: Tensor | None) -> Tensor | None:
+def _time_last(t: Tensor) -> Tensor:
     """A view with time as the last axis; constant maps [D, N] stay."""
-    if t is None or t.ndim == 2:
+    if t.ndim == 2:
         return t
     return t.transpose(1, 2) if t.ndim == 3 else t.permute(0, 2, 3, 1)
 
