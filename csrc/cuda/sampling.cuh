@@ -196,9 +196,18 @@ struct Corners {
 // ------------------------------------------------------------------------------------------------------------- forward
 // Packed: x of the block runs over channel vectors of a pixel, y over pixels. Planar: x over queries, z of the grid over
 // channel vectors. y of the grid: maps (strided, so that any number fits the grid's 65535).
+// Blocks per multiprocessor to leave registers for; sm_75 holds 1024 threads.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kOnePointBlocks = 4;
+#else
+constexpr int kOnePointBlocks = 5;
+#endif
+template <bool kPlanar, bool kOnePoint>
+constexpr int kSampleForwardBlocks = kOnePoint ? kOnePointBlocks : (kPlanar ? 3 : 4);
+
 // kOnePoint: one sample per query and no weights.
 template <class T, int V, bool kPlanar, bool kOnePoint, class Place>
-__global__ void __launch_bounds__(kSampleThreads, kOnePoint ? 5 : (kPlanar ? 3 : 4)) sample_forward(const SampleArgs<T> p, const Place place) {
+__global__ void __launch_bounds__(kSampleThreads, kSampleForwardBlocks<kPlanar, kOnePoint>) sample_forward(const SampleArgs<T> p, const Place place) {
   using A = acc_t<T>;
   const int query = kPlanar ? int(blockIdx.x * blockDim.x + threadIdx.x) : int(blockIdx.x * blockDim.y + threadIdx.y);
   if (query >= p.queries) return;
