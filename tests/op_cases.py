@@ -1,8 +1,8 @@
 """Cases for the raw operators, run on any backend and compared with the references in float64.
 
-A case is a small record; ``run`` calls ``<op>_forward`` and ``<op>_backward`` of a namespace (``torch.ops.openrec``, or the
-emulated CUDA kernels), ``expected`` differentiates the plain-PyTorch reference. Inputs are rounded to the tested dtype first,
-so what is compared is arithmetic and not the rounding of inputs.
+A case is a small record; ``run`` calls ``<op>_forward`` and ``<op>_backward`` of a namespace (``torch.ops.openrec``, or
+the emulated CUDA kernels), ``expected`` differentiates the plain-PyTorch reference. Inputs are rounded to the tested
+dtype first, so what is compared is arithmetic and not the rounding of inputs.
 """
 
 from __future__ import annotations
@@ -263,34 +263,69 @@ DCN = [
     Dcn(F64, kernel=(3, 3), pad=(1, 1), remove_center=True, scale=2.0, mask=True),
     Dcn(F64, kernel=(2, 4), channels=3, height=6, width=9),
     Dcn(F32, kernel=(5, 5), pad=(2, 2), height=4, width=3),
-    Dcn(F32, height=1, width=1), Dcn(F32, height=1, width=40), Dcn(F32, height=40, width=1),
-    Dcn(F32, batch=0), Dcn(F32, channels=0), Dcn(F32, batch=1, reach=50.0), Dcn(F64, reach=0.4, batch=3),
-    Dcn(BF16, height=8, width=32, group=4, batch=1), Dcn(F32, height=12, width=96, group=1, batch=1),
+    Dcn(F32, height=1, width=1),
+    Dcn(F32, height=1, width=40),
+    Dcn(F32, height=40, width=1),
+    Dcn(F32, batch=0),
+    Dcn(F32, channels=0),
+    Dcn(F32, batch=1, reach=50.0),
+    Dcn(F64, reach=0.4, batch=3),
+    Dcn(BF16, height=8, width=32, group=4, batch=1),
+    Dcn(F32, height=12, width=96, group=1, batch=1),
     Dcn(BF16, height=16, width=80, group=1, channels=8, batch=1, reach=5.0),  # several segments, sums kept in fp32
     Dcn(F64, height=20, width=40, group=1, channels=2, batch=1),
-]  # fmt: skip
+]
 SAMPLE = [
     *(Sample(dtype) for dtype in (F64, F32, F16, BF16)),
     *(Sample(dtype, weight=False) for dtype in (F64, F32, BF16)),
-    Sample(F16, wide_loc=False), Sample(BF16, channels=16, queries=130), Sample(F32, channels=1, heads=1),
-    Sample(F32, queries=1, points=1), Sample(F32, height=1, width=9), Sample(F32, height=9, width=1), Sample(F32, batch=0),
-    Sample(F32, queries=0), Sample(F32, channels=0), Sample(F64, reach=8.0), Sample(BF16, queries=700, points=2, heads=1),
-    Sample(F32, queries=600, points=2, batch=1, channels=6), Sample(F64, queries=300, points=2, batch=1, weight=False),
-]  # fmt: skip
+    Sample(F16, wide_loc=False),
+    Sample(BF16, channels=16, queries=130),
+    Sample(F32, channels=1, heads=1),
+    Sample(F32, queries=1, points=1),
+    Sample(F32, height=1, width=9),
+    Sample(F32, height=9, width=1),
+    Sample(F32, batch=0),
+    Sample(F32, queries=0),
+    Sample(F32, channels=0),
+    Sample(F64, reach=8.0),
+    Sample(BF16, queries=700, points=2, heads=1),
+    Sample(F32, queries=600, points=2, batch=1, channels=6),
+    Sample(F64, queries=300, points=2, batch=1, weight=False),
+]
 SCAN = [
     *(Scan(d, channels_last=c, reverse=r) for d in (F64, F32, F16, BF16) for c in (False, True) for r in (False, True)),
-    *(Scan(d, states=3, z=True, channels_last=c, reverse=r) for d in (F64, BF16) for c in (False, True) for r in (False, True)),
+    *(
+        Scan(d, states=3, z=True, channels_last=c, reverse=r)
+        for d in (F64, BF16)
+        for c in (False, True)
+        for r in (False, True)
+    ),
     *(Scan(F32, length=n, channels_last=c) for n in (1, 2, 31, 64, 65, 255, 257) for c in (False, True)),
     *(Scan(BF16, length=n, channels_last=c, dim=70) for n in (1, 8, 63, 64, 136, 256) for c in (False, True)),
     *(Scan(F16, length=n, reverse=True, channels_last=c) for n in (24, 72, 130) for c in (False, True)),
     *(Scan(F32, states=16, z=True, last_state=True, channels_last=c, length=70) for c in (False, True)),
     *(Scan(F64, states=2, groups=3, last_state=True, length=n, reverse=r) for n in (5, 70) for r in (False, True)),
     *(Scan(d, groups=2, dim=12, last_state=True, channels_last=c) for d in (F32, BF16) for c in (False, True)),
-    *(Scan(d, slices=True, wide_maps=w, channels_last=c) for d in (F32, BF16) for w in (False, True) for c in (False, True)),
-    Scan(F64, D=False, bias=False), Scan(F64, softplus=False), Scan(F64, D=False, z=True, softplus=False, bias=False),
-    Scan(F32, dim=1), Scan(F32, dim=33, channels_last=True), Scan(BF16, dim=33, channels_last=True), Scan(BF16, dim=7),
-    Scan(BF16, dim=66, groups=2, channels_last=True), Scan(F32, batch=0), Scan(F32, size=8.0, length=40),
-    Scan(BF16, size=8.0, length=40, channels_last=True), Scan(F32, states=40, length=20), Scan(F32, states=90, length=70),
-    Scan(F64, states=70, length=40, last_state=True), Scan(BF16, z=True, channels_last=True, dim=64),
-]  # fmt: skip
+    *(
+        Scan(d, slices=True, wide_maps=w, channels_last=c)
+        for d in (F32, BF16)
+        for w in (False, True)
+        for c in (False, True)
+    ),
+    Scan(F64, D=False, bias=False),
+    Scan(F64, softplus=False),
+    Scan(F64, D=False, z=True, softplus=False, bias=False),
+    Scan(F32, dim=1),
+    Scan(F32, dim=33, channels_last=True),
+    Scan(BF16, dim=33, channels_last=True),
+    Scan(BF16, dim=7),
+    Scan(BF16, dim=66, groups=2, channels_last=True),
+    Scan(F32, batch=0),
+    Scan(F32, size=8.0, length=40),
+    Scan(BF16, size=8.0, length=40, channels_last=True),
+    Scan(F32, states=40, length=20),
+    Scan(F32, states=90, length=70),
+    Scan(F64, states=70, length=40, last_state=True),
+    Scan(BF16, z=True, channels_last=True, dim=64),
+]
 ALL: list[Case] = [*DCN, *SAMPLE, *SCAN]
