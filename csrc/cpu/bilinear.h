@@ -86,16 +86,19 @@ OPENREC_INLINE void gather(const Plane<S>& m, const Taps<T>& t, T weight, int64_
   }
 }
 
-// Gradients of one point in pixels; the map's gradient is added to `sum`, a plane of the same shape as `m`.
+// Gradients of one point in pixels; the map's gradient is added to `sums`, laid out like `m` but for the row that takes
+// what falls outside, which stands `nobody` elements from it.
 template <class T>
 struct PointGradient {
   T x, y, weight;
 };
 template <class T, bool Weighted>
-OPENREC_INLINE PointGradient<T> scatter(const Plane<T>& m, T* sums, const Taps<T>& t, T weight, int64_t channels,
-                                        const T* grad) {
+OPENREC_INLINE PointGradient<T> scatter(const Plane<T>& m, T* sums, int64_t nobody, const Taps<T>& t, T weight,
+                                        int64_t channels, const T* grad) {
   constexpr int L = kLanes<T>;
   const Corners<T> w(t);
+  const int64_t j00 = t.i00 == m.outside ? nobody : t.i00, j01 = t.i01 == m.outside ? nobody : t.i01;
+  const int64_t j10 = t.i10 == m.outside ? nobody : t.i10, j11 = t.i11 == m.outside ? nobody : t.i11;
   const T gy = 1 - t.fy, gx = 1 - t.fx;
   Vec<T> dx = {}, dy = {}, dw = {};
   T sx = 0, sy = 0, sw = 0;
@@ -111,10 +114,10 @@ OPENREC_INLINE PointGradient<T> scatter(const Plane<T>& m, T* sums, const Taps<T
     }
     dx = dx + g * ((v01 - v00) * gy + (v11 - v10) * t.fy);
     dy = dy + g * ((v10 - v00) * gx + (v11 - v01) * t.fx);
-    store(q + t.i00, load(q + t.i00) + g * w.w00);
-    store(q + t.i01, load(q + t.i01) + g * w.w01);
-    store(q + t.i10, load(q + t.i10) + g * w.w10);
-    store(q + t.i11, load(q + t.i11) + g * w.w11);
+    store(q + j00, load(q + j00) + g * w.w00);
+    store(q + j01, load(q + j01) + g * w.w01);
+    store(q + j10, load(q + j10) + g * w.w10);
+    store(q + j11, load(q + j11) + g * w.w11);
   }
   for (; c < channels; ++c) {
     const T* const p = m.p + c;
@@ -123,13 +126,15 @@ OPENREC_INLINE PointGradient<T> scatter(const Plane<T>& m, T* sums, const Taps<T
     sx += g * ((v01 - v00) * gy + (v11 - v10) * t.fy);
     sy += g * ((v10 - v00) * gx + (v11 - v01) * t.fx);
     if (Weighted) sw += grad[c] * ((v00 * w.w00 + v01 * w.w01) + (v10 * w.w10 + v11 * w.w11));
-    q[t.i00] += g * w.w00;
-    q[t.i01] += g * w.w01;
-    q[t.i10] += g * w.w10;
-    q[t.i11] += g * w.w11;
+    q[j00] += g * w.w00;
+    q[j01] += g * w.w01;
+    q[j10] += g * w.w10;
+    q[j11] += g * w.w11;
   }
   if (channels >= L) {
-    sx += sum(dx), sy += sum(dy);
+    T both[2];
+    sum_two(dx, dy, both);
+    sx += both[0], sy += both[1];
     if (Weighted) sw += sum(dw);
   }
   return {sx, sy, sw};

@@ -198,6 +198,25 @@ OPENREC_INLINE double sum(Vec<double> v) {
 #endif
 }
 
+// Two sums at once, for little more than the price of one.
+OPENREC_INLINE void sum_two(Vec<float> a, Vec<float> b, float* out) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 x = _mm256_add_ps(_mm512_castps512_ps256((__m512)a), _mm512_extractf32x8_ps((__m512)a, 1));
+  const __m256 y = _mm256_add_ps(_mm512_castps512_ps256((__m512)b), _mm512_extractf32x8_ps((__m512)b, 1));
+#else
+  const __m256 x = (__m256)a, y = (__m256)b;
+#endif
+  __m256 s = _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
+  s = _mm256_add_ps(s, _mm256_permute_ps(s, 0x4e));  // a in the lower four, b in the upper
+  s = _mm256_add_ps(s, _mm256_permute_ps(s, 0xb1));
+  out[0] = _mm256_cvtss_f32(s), out[1] = _mm_cvtss_f32(_mm256_extractf128_ps(s, 1));
+#else
+  out[0] = sum(a), out[1] = sum(b);
+#endif
+}
+OPENREC_INLINE void sum_two(Vec<double> a, Vec<double> b, double* out) { out[0] = sum(a), out[1] = sum(b); }
+
 // max(x, low) and min(x, high) that keep NaN.
 OPENREC_INLINE Vec<float> at_least(Vec<float> x, float low) {
 #if defined(__AVX512F__)

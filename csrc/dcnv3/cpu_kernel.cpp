@@ -133,13 +133,27 @@ void forward(const DcnArgs& a, int64_t begin, int64_t end, void* scratch) {
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
-// A task owns one group of one image and with it all pixels whose gradients its points can reach: no atomics, and the
-// order of the sums is fixed. Map and gradient are small enough to sit in cache in the compute type.
-int64_t backward_tasks(const DcnArgs& a) { return a.batch * a.group; }
+// A task owns some groups of one image and with them all pixels whose gradients its points can reach: no atomics, and
+// every pixel's sum runs in the order of the output. As many groups as fit the second-level cache: then rows are read
+// whole, and neighbouring pixels, which add to the same rows, do not wait for each other's stores.
+constexpr int64_t kPlaneBytes = 512 << 10;
+constexpr int64_t kFewImages = 8;  // below, the groups are needed to keep all threads busy
+
+int64_t groups_per_task(const DcnArgs& a, int64_t bytes) {
+  const int64_t plane = 2 * a.height * a.width * a.channels * bytes;
+  const int64_t fit = plane > 0 ? kPlaneBytes / plane : a.group;
+  return a.batch < kFewImages || fit < 1 ? 1 : fit < a.group ? fit : a.group;
+}
+template <class T>
+int64_t backward_tasks(const DcnArgs& a) {
+  const int64_t groups = groups_per_task(a, sizeof(T));
+  return a.batch * ((a.group + groups - 1) / groups);
+}
 
 template <class T>
 size_t backward_scratch(const DcnArgs& a) {
-  return sizeof(T) * size_t((2 * a.height * a.width + 3) * a.channels + 2 * a.points);
+  const int64_t width = groups_per_task(a, sizeof(T)) * a.channels;
+  return sizeof(T) * size_t((2 * a.height * a.width + 1) * width + 3 * a.channels + 2 * a.points);
 }
 
 template <class T, class S>
@@ -150,54 +164,87 @@ OPENREC_INLINE void load_row(T* row, const S* in, int64_t channels) {
   for (; c < channels; ++c) row[c] = to_float(in[c]);
 }
 
+// The map of a task's groups and its gradient in the compute type: the tensors themselves where they are in it and laid
+// out alike, else copies.
+template <class T, class S>
+struct BackwardPlanes {
+  Plane<T> value;
+  T* sums;
+  int64_t nobody;  // from sums
+  bool in_place;
+  int64_t width;
+
+  BackwardPlanes(const DcnArgs& a, int64_t image, int64_t group, int64_t groups, T* zeros, T* scratch) {
+    const int64_t n = a.channels, pixel = a.group * n, pixels = a.height * a.width;
+    width = groups * n;
+    const S* source = (const S*)a.input + image * a.input_batch + group * n;
+    in_place = sizeof(S) == sizeof(T) && a.input_pixel == pixel && a.input_row == pixel * a.width;
+    if (in_place) {
+      sums = (T*)a.dinput + image * pixels * pixel + group * n;
+      value = {(T*)source, a.height, a.width, a.input_row, a.input_pixel, 0};
+    } else {
+      sums = scratch + pixels * width;
+      value = {scratch, a.height, a.width, a.width * width, width, 0};
+      for (int64_t y = 0; y < a.height; ++y)
+        for (int64_t x = 0; x < a.width; ++x)
+          load_row(scratch + (y * a.width + x) * width, source + y * a.input_row + x * a.input_pixel, width);
+    }
+    value.outside = distance<T>(value.p, zeros), nobody = distance<T>(sums, zeros + n);
+    for (int64_t i = 0; i < pixels; ++i) memset(sums + i * value.pixel, 0, sizeof(T) * size_t(width));
+  }
+  void finish(const DcnArgs& a, int64_t image, int64_t group) const {
+    const int64_t pixels = a.height * a.width;
+    for (int64_t i = 0; i < pixels && !in_place; ++i)
+      store_row((S*)a.dinput + ((image * pixels + i) * a.group + group) * a.channels, sums + i * width, width);
+  }
+};
+
 template <class T, class S, bool Masked>
-void backward_task(const DcnArgs& a, int64_t image, int64_t group, T* scratch) {
-  const int64_t n = a.channels, pixels = a.height * a.width;
-  T *const value = scratch, *const sums = value + (pixels + 1) * n;  // each with one row for "outside"
-  T *const row = sums + (pixels + 1) * n, *const steps = row + n;
+void backward_task(const DcnArgs& a, int64_t image, int64_t group, int64_t groups, T* scratch) {
+  const int64_t n = a.channels;
+  T *const zeros = scratch, *const row = scratch + 2 * n, *const steps = row + n;
+  memset(zeros, 0, sizeof(T) * size_t(2 * n));
   const Grid<T> grid(a);
   for (int64_t p = 0; p < a.points; ++p) grid.step(p, steps[2 * p + 1], steps[2 * p]);
-  const S* source = (const S*)a.input + image * a.input_batch + group * n;
-  for (int64_t y = 0; y < a.height; ++y)
-    for (int64_t x = 0; x < a.width; ++x) {
-      const S* p = source + y * a.input_row + x * a.input_pixel;
-      __builtin_prefetch(p + 16 * a.input_pixel);  // a cache line per pixel, too far apart for the hardware to foresee
-      load_row(value + (y * a.width + x) * n, p, n);
-    }
-  memset(value + pixels * n, 0, sizeof(T) * size_t(n));
-  memset(sums, 0, sizeof(T) * size_t((pixels + 1) * n));
-  const Plane<T> m = {value, a.height, a.width, a.width * n, n, pixels * n};
+  const BackwardPlanes<T, S> planes(a, image, group, groups, zeros, steps + 2 * a.points);
   for (int64_t oy = 0; oy < a.out_height; ++oy) {
     const T y0 = grid.start_y(oy);
     for (int64_t ox = 0; ox < a.out_width; ++ox) {
       const T x0 = grid.start_x(ox);
-      const int64_t at = ((image * a.out_height + oy) * a.out_width + ox) * a.group + group;
-      const T* g = (const T*)a.grad + at * n;
-      __builtin_prefetch((const S*)a.grad + (at + 16 * a.group) * n);
-      if (sizeof(S) != sizeof(T)) load_row(row, (const S*)a.grad + at * n, n), g = row;
-      for (int64_t p = 0; p < a.points; ++p) {
-        const int64_t point = at * a.points + p;
-        const T* off = (const T*)a.offset + point * 2;
-        const T y = y0 + (steps[2 * p + 1] + off[1]) * grid.scale, x = x0 + (steps[2 * p] + off[0]) * grid.scale;
-        const T weight = Masked ? ((const T*)a.mask)[point] : T(1);
-        const PointGradient<T> d = scatter<T, Masked>(m, sums, taps<T, T>(m, y, x), weight, n, g);
-        ((T*)a.doffset)[point * 2] = d.x * grid.scale;
-        ((T*)a.doffset)[point * 2 + 1] = d.y * grid.scale;
-        if (Masked) ((T*)a.dmask)[point] = d.weight;
+      for (int64_t i = 0; i < groups; ++i) {
+        Plane<T> m = planes.value;
+        m.p += i * n, m.outside -= i * n;
+        __builtin_prefetch(m.p + (oy * a.stride_h + 2) * m.row + ox * a.stride_w * m.pixel);
+        const int64_t at = ((image * a.out_height + oy) * a.out_width + ox) * a.group + group + i;
+        const T* g = (const T*)a.grad + at * n;
+        if (sizeof(S) != sizeof(T)) load_row(row, (const S*)a.grad + at * n, n), g = row;
+        for (int64_t p = 0; p < a.points; ++p) {
+          const int64_t point = at * a.points + p;
+          const T* off = (const T*)a.offset + point * 2;
+          const T y = y0 + (steps[2 * p + 1] + off[1]) * grid.scale, x = x0 + (steps[2 * p] + off[0]) * grid.scale;
+          const T weight = Masked ? ((const T*)a.mask)[point] : T(1);
+          const PointGradient<T> d =
+              scatter<T, Masked>(m, planes.sums + i * n, planes.nobody - i * n, taps<T, T>(m, y, x), weight, n, g);
+          ((T*)a.doffset)[point * 2] = d.x * grid.scale;
+          ((T*)a.doffset)[point * 2 + 1] = d.y * grid.scale;
+          if (Masked) ((T*)a.dmask)[point] = d.weight;
+        }
       }
     }
   }
-  for (int64_t i = 0; i < pixels; ++i)
-    store_row((S*)a.dinput + ((image * pixels + i) * a.group + group) * n, sums + i * n, n);
+  planes.finish(a, image, group);
 }
 
 template <class T, class S>
 void backward_typed(const DcnArgs& a, int64_t begin, int64_t end, T* scratch) {
+  const int64_t groups = groups_per_task(a, sizeof(T)), per_image = (a.group + groups - 1) / groups;
   for (int64_t i = begin; i < end; ++i) {
+    const int64_t image = i / per_image, first = i % per_image * groups;
+    const int64_t count = a.group - first < groups ? a.group - first : groups;
     if (a.mask)
-      backward_task<T, S, true>(a, i / a.group, i % a.group, scratch);
+      backward_task<T, S, true>(a, image, first, count, scratch);
     else
-      backward_task<T, S, false>(a, i / a.group, i % a.group, scratch);
+      backward_task<T, S, false>(a, image, first, count, scratch);
   }
 }
 
@@ -214,7 +261,7 @@ void backward(const DcnArgs& a, int64_t begin, int64_t end, void* scratch) {
 
 template <class T>
 Pair<DcnArgs> pair() {
-  return {{forward_tasks, forward_scratch<T>, forward<T>}, {backward_tasks, backward_scratch<T>, backward<T>}};
+  return {{forward_tasks, forward_scratch<T>, forward<T>}, {backward_tasks<T>, backward_scratch<T>, backward<T>}};
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ void backward_task(const SampleArgs& a, int64_t map, T* value) {
       const int64_t point = (map * a.queries + q) * a.points + p;
       const T weight = Weighted ? ((const T*)a.weight)[point] : T(1);
       const Taps<T> t = taps_at(a, m, (const T*)a.loc + 2 * point);
-      const PointGradient<T> d = scatter<T, Weighted>(m, sums, t, weight, n, grad + q * n);
+      const PointGradient<T> d = scatter<T, Weighted>(m, sums, m.outside, t, weight, n, grad + q * n);
       ((T*)a.dloc)[2 * point] = d.x * T(a.width);
       ((T*)a.dloc)[2 * point + 1] = d.y * T(a.height);
       if (Weighted) ((T*)a.dweight)[point] = d.weight;

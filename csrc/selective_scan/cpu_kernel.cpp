@@ -203,6 +203,8 @@ OPENREC_INLINE void advance(const Task<T, NV>& task, bool soft, int64_t states, 
     T* const row = saved ? saved + i * (2 * states + 2) * W : nullptr;
     OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
       Vec<T> dt = load(pd + v * L) + load(task.bias + v * L), slope = {};
+      __builtin_prefetch(pu + kStepsAhead * u.stride + v * L);
+      __builtin_prefetch(pd + kStepsAhead * delta.stride + v * L);
       if (soft) dt = softplus(dt, slope);
       const Vec<T> dx = dt * load(pu + v * L);
       if (row) store(row + v * L, dt), store(row + W + v * L, slope);
@@ -263,6 +265,7 @@ OPENREC_INLINE void sweep(const Task<T, NV>& task, const Sums<T, NV>& s, bool so
     OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
       const Vec<T> x = load(r.u.at(i) + v * L), dt = load(row + v * L), direct = load(task.d + v * L), dx = dt * x;
       Vec<T> g = load(r.grad.at(i) + v * L);
+      __builtin_prefetch(r.grad.at(i - kStepsAhead) + v * L);
       if (r.z.p) {  // through the gate first: out = y * z * sigmoid(z)
         Vec<T> y = direct * x;
         for (int64_t n = 0; n < states; ++n) {
