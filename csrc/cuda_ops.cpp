@@ -100,6 +100,8 @@ void fill_zeros(const OnDevice& on, std::initializer_list<Tensor> tensors, const
     if (t.numel()) check_launch(fill_zero(target(t), t.numel() * int64_t(t.element_size()), on.stream), op);
 }
 
+constexpr int64_t kMostGroupChannels = 1 << 18;  // channels of a group or head: products with a tile's pixels fit 32 bits
+
 int small(int64_t n, const char* what) {
   STD_TORCH_CHECK(n >= 0 && n <= std::numeric_limits<int32_t>::max(), what, " is too large: ", n);
   return int(n);
@@ -142,6 +144,7 @@ Dcnv3Problem dcnv3_problem(const Tensor& input, const Tensor& offset, const Mayb
   small(int64_t(p.height) * p.width, "the map");
   small(int64_t(p.out_height) * p.out_width * p.points(), "the number of samples of a map");
   small(channels, "the number of channels");
+  STD_TORCH_CHECK(p.group_channels <= kMostGroupChannels, op, ": too many channels in a group: ", p.group_channels);
   const int64_t samples = group * p.points();
   check_shape(offset, {p.batch, p.out_height, p.out_width, samples * 2}, "dcnv3: offset");
   if (mask) check_shape(*mask, {p.batch, p.out_height, p.out_width, samples}, "dcnv3: mask");
@@ -198,6 +201,7 @@ DeformSampleProblem deform_sample_problem(const Tensor& value, const Tensor& loc
   p.heads = small(value.size(1), "the number of heads"), p.channels = small(value.size(2), "the number of channels");
   p.height = small(value.size(3), "height"), p.width = small(value.size(4), "width");
   p.queries = small(loc.size(2), "the number of queries"), p.points = small(loc.size(3), "the number of points");
+  STD_TORCH_CHECK(p.channels <= kMostGroupChannels, op, ": too many channels in a head: ", p.channels);
   small(int64_t(p.height) * p.width, "the map");
   small(int64_t(p.queries) * p.points, "the number of samples of a map");
   check_shape(loc, {p.batch, p.heads, p.queries, p.points, 2}, "deform_sample: loc");

@@ -286,7 +286,7 @@ OPENREC_FN void read_delta(const ScanArgs<acc_t<T>>& p, int channels, const Raw&
 
 // ------------------------------------------------------------------------------------------------ one state, forward
 template <class T, Access kAccess>
-__global__ void __launch_bounds__(kScanThreads, 2) scan_forward(const ScanArgs<acc_t<T>> p) {
+__global__ void __launch_bounds__(kScanThreads, sizeof(T) == 2 ? 3 : 4) scan_forward(const ScanArgs<acc_t<T>> p) {
   using A = acc_t<T>;
   using M = Maths<T>;
   constexpr int N = kChannels<T, kAccess>, kT = kSteps<A>, kWidth = 32 * N;
