@@ -74,6 +74,7 @@ class Trainer:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        start_logging(None, is_main=launched_rank() == 0)  # what the check warns of
         check_config(config, "train")
         self.config: dict[str, Any] = copy.deepcopy(dict(config))
         self.options: dict[str, Any] = self.config["Global"]
@@ -331,9 +332,10 @@ class Trainer:
         if self.train_metric is None or result.batch is None:
             return {}
         tensors = result.batch.tensors
-        scores = self.train_metric(self.post_process(result.preds, tensors), tensors, training=True)
+        scores = dict(self.train_metric(self.post_process(result.preds, tensors), tensors, training=True))
         self.train_metric.reset()
-        return {**scores, "num_samples": float(len(result.batch))}
+        first = {name: scores.pop(name) for name in ("acc", "norm_edit_dis") if name in scores}
+        return {**first, "num_samples": float(len(result.batch)), **scores}
 
     # -- evaluation and files ----------------------------------------------------------------------
 
