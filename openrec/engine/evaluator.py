@@ -72,7 +72,7 @@ class Evaluator:
         batches = self.loader.epoch(1)
         if not self.bar:
             return batches
-        return tqdm(batches, total=len(self.loader), desc="eval model:", position=0, leave=False)
+        return tqdm(batches, total=len(self.loader), desc="eval model", position=0, leave=False)
 
     def _now(self) -> float:
         if self.world.device.type == "cuda":

@@ -12,6 +12,8 @@ from torch import nn
 from openrec.charset import Charset
 from openrec.data.collate import collate
 from openrec.data.types import Batch, Sample
+from openrec.engine.logger import metric_text
+from openrec.engine.state import Progress
 
 logger = logging.getLogger("openrec")
 _NAMES_IN_LOG = 200  # per reason; skipped.tsv has all of them
@@ -128,6 +130,19 @@ def log_differences(config: Config) -> None:
     for concerns, text in _DIFFERENCES:
         if concerns(config):
             logger.info("differs from OpenOCR: %s", text)
+
+
+def log_finished(progress: Progress, epochs: int, directory: Path) -> None:
+    """A run that has nothing left to do says so, and what to do next."""
+    logger.info(
+        "this run is finished: epoch %d of %d, step %d. best metric, %s", progress.epoch, epochs, progress.step,
+        metric_text(progress.best),
+    )  # fmt: skip
+    logger.info(
+        "To train longer raise Global.epoch_num; for a new run choose another Global.output_dir, or set "
+        "Global.auto_resume: False to start again here. To evaluate: tools/eval_rec.py -c %s",
+        directory / "config.yml",
+    )
 
 
 # ---- skipped samples -------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from openrec.engine.evaluator import Evaluator, split_rule
 from openrec.engine.logger import (
     JsonLines,
     TensorBoard,
+    full_disk_told,
     log_config,
     make_directory,
     metric_text,
@@ -218,9 +219,9 @@ class Trainer:
         """
         try:
             if self._finished:
-                self._say_finished()
+                summary.log_finished(self.parts.progress, self._epochs, self.output)
             else:
-                with noted_signals(self):
+                with noted_signals(self), full_disk_told(self.output):
                     self._train()
         finally:
             self.close()
@@ -254,18 +255,6 @@ class Trainer:
         if progress.best.get("best_epoch"):
             logger.info("best metric, %s", metric_text(progress.best))
         self.jsonl.write("end", step=progress.step, epoch=progress.epoch, best=progress.best)
-
-    def _say_finished(self) -> None:
-        p = self.parts.progress
-        logger.info(
-            "this run is finished: epoch %d of %d, step %d. best metric, %s", p.epoch, self._epochs, p.step,
-            metric_text(p.best),
-        )  # fmt: skip
-        logger.info(
-            "To train longer raise Global.epoch_num; for a new run choose another Global.output_dir, or set "
-            "Global.auto_resume: False to start again here. To evaluate: tools/eval_rec.py -c %s",
-            self.output / "config.yml",
-        )
 
     def _epoch(self) -> None:
         progress, size = self.parts.progress, int(self.options["accumulation_steps"])
