@@ -152,6 +152,7 @@ def log_skipped(epoch: int, parts: list[Mapping[str, list[str]]], directory: Pat
     """The epoch's dropped samples by reason, with their names; all of them go to ``skipped.tsv``.
 
     Args:
+        epoch: from 1; 0 stands for the scan of the labels before the first epoch.
         parts: ``{reason: names}`` of every process.
 
     Returns:
@@ -164,7 +165,8 @@ def log_skipped(epoch: int, parts: list[Mapping[str, list[str]]], directory: Pat
     total = sum(len(names) for names in table.values())
     if not total:
         return 0
-    logger.warning("epoch %d: %d training samples were skipped:", epoch, total)
+    when = f"epoch {epoch}" if epoch else "before the first epoch"
+    logger.warning("%s: %d training samples were skipped:", when, total)
     file = directory / "skipped.tsv"
     with file.open("a", encoding="utf-8") as out:
         for reason, names in sorted(table.items(), key=lambda item: -len(item[1])):

@@ -186,6 +186,7 @@ class Trainer:
         if given is None and self.world.is_main:
             with preserved_rng():
                 summary.log_first_sample(self.loader, self.post_process)
+                summary.log_skipped(0, [self.loader.report.names], self.output)
                 summary.log_differences(self.config)
 
     # -- the run -----------------------------------------------------------------------------------
