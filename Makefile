@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= output/demo
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow kernels lint format clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ test: $(VENV)/.ready  ## the default test suite
 
 test-slow: $(VENV)/.ready  ## the longer tests too
 	$(BIN)/python -m pytest -n 2 -m slow
+
+kernels:         ## compile the CUDA kernels for all architectures, spills are errors (needs nvcc, no GPU)
+	$(PYTHON) .ci/compile_kernels
 
 lint: $(VENV)/.ready  ## style and types
 	$(BIN)/ruff check .

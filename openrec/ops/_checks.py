@@ -8,14 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "torch", "reference")
-
-
-def check_backend(op: str, backend: str) -> None:
-    """Refuse a backend name that is not one of ``BACKENDS``."""
-    if backend not in BACKENDS:
-        raise ValueError(f'{op}: backend must be one of {", ".join(BACKENDS)}, got "{backend}"')
-
 
 def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int | None, ...], layout: str) -> None:
     """Refuse a tensor whose shape is not ``expected`` (``None``: any size); ``layout`` names the axes."""

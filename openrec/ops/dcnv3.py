@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openrec.ops._checks import check_backend, check_real, check_shape, compute_dtype, full_precision
+from openrec.ops._checks import check_real, check_shape, compute_dtype, full_precision
+from openrec.ops._load import choose
+from openrec.ops._native_dcnv3 import call_dcnv3
 from openrec.ops.deform_sample import deform_sample_ref, sample_rows
 
 Pair = tuple[int, int]
@@ -48,13 +50,16 @@ def dcnv3(
         remove_center: leave the centre point out (odd kernels only): ``P`` is one less.
 
     Returns:
-        [B, Ho, Wo, C] in the dtype of ``input``; zero is read outside the map.
+        [B, Ho, Wo, C] in the dtype of ``input``; zero is read outside the map, and where an offset is NaN.
     """
-    check_backend("dcnv3", backend)
+    chosen = choose("dcnv3", backend, input.device)
     grid = _Grid(input, offset, mask, kernel_size, stride, pad, dilation, group, offset_scale, remove_center)
+    if chosen == "native":
+        geometry = tuple(list(pair) for pair in (grid.kernel, grid.stride, grid.pad, grid.dilation))
+        return call_dcnv3(input, offset, mask, geometry, grid.group, grid.scale, grid.remove_center)
     with full_precision(input.device):
         x, y, weight, value = grid.points(input, offset, mask)
-        fast = backend != "reference" and value.device.type in ("cpu", "cuda")
+        fast = chosen == "torch" and value.device.type in ("cpu", "cuda")
         fast = fast and not torch.compiler.is_compiling()  # a compiler fuses grid_sample, but not hand-written steps
         out = sample_rows(value, x, y, weight) if fast else _by_grid_sample(value, x, y, weight)
     return out.to(input.dtype)

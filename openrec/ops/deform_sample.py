@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from openrec.ops._checks import check_backend, check_real, check_shape, compute_dtype, full_precision
+from openrec.ops._checks import check_real, check_shape, compute_dtype, full_precision
+from openrec.ops._load import choose
+from openrec.ops._native_dcnv3 import call_deform_sample
 
 
 def deform_sample(value: Tensor, loc: Tensor, weight: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -26,34 +28,43 @@ def deform_sample(value: Tensor, loc: Tensor, weight: Tensor | None = None, *, b
     Args:
         value: maps [B, M, c, H, W].
         loc: points [B, M, Q, P, 2] as (x, y) in [0, 1] from corner to corner; pixel ``i`` of ``W`` has its centre
-            at ``(i + 0.5) / W``. Points outside read zeros.
+            at ``(i + 0.5) / W``. Points outside, and points that are NaN, read zeros.
         weight: [B, M, Q, P]; the points of a query are then summed with these weights.
 
     Returns:
         [B, M, c, Q] when weighted, else [B, M, c, Q, P], in the dtype of ``value``.
     """
-    check_backend("deform_sample", backend)
+    if choose("deform_sample", backend, value.device) == "native":
+        _check(value, loc, weight)
+        return call_deform_sample(value, loc, weight)
     return deform_sample_ref(value, loc, weight)
 
 
 def deform_sample_ref(value: Tensor, loc: Tensor, weight: Tensor | None = None) -> Tensor:
     """``deform_sample`` in plain PyTorch: one ``grid_sample``."""
-    check_real("deform_sample", value=value, loc=loc, weight=weight)
-    check_shape("deform_sample", "value", value, (None,) * 5, "[B, M, c, H, W]")
-    b, m, c, h, w = value.shape
-    check_shape("deform_sample", "loc", loc, (b, m, None, None, 2), "[B, M, Q, P, 2]")
+    b, m, c, h, w = _check(value, loc, weight)
     q, p = loc.shape[2:4]
-    if weight is not None:
-        check_shape("deform_sample", "weight", weight, (b, m, q, p), "[B, M, Q, P]")
     dtype = compute_dtype(value, loc, weight)
     with full_precision(value.device):
-        grid = loc.to(dtype).reshape(b * m, q, p, 2) * 2 - 1
+        # A point that is NaN lies outside, like one at infinity: it reads zeros.
+        grid = torch.nan_to_num(loc.to(dtype).reshape(b * m, q, p, 2) * 2 - 1, nan=-3.0, posinf=9.0, neginf=-9.0)
         maps = value.to(dtype).reshape(b * m, c, h, w)
         out = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         out = out.view(b, m, c, q, p)
         if weight is not None:
             out = (out * weight.to(dtype).unsqueeze(2)).sum(-1)
     return out.to(value.dtype)
+
+
+def _check(value: Tensor, loc: Tensor, weight: Tensor | None) -> torch.Size:
+    check_real("deform_sample", value=value, loc=loc, weight=weight)
+    check_shape("deform_sample", "value", value, (None,) * 5, "[B, M, c, H, W]")
+    b, m = value.shape[:2]
+    check_shape("deform_sample", "loc", loc, (b, m, None, None, 2), "[B, M, Q, P, 2]")
+    q, p = loc.shape[2:4]
+    if weight is not None:
+        check_shape("deform_sample", "weight", weight, (b, m, q, p), "[B, M, Q, P]")
+    return value.shape
 
 
 class Corners(NamedTuple):
@@ -72,7 +83,7 @@ class Corners(NamedTuple):
 def corners(position: Tensor, size: int, stride: int) -> Corners:
     """Neighbours of ``position`` (pixels, flat tensor) on an axis of ``size`` pixels that lie ``stride`` rows apart."""
     # Far outside all that matters is that both neighbours are outside; clamping keeps the integers small.
-    position = position.clamp(-2, size)
+    position = torch.nan_to_num(position, nan=-2.0).clamp(-2, size)
     floor = position.floor()
     low, high = floor.clamp(0, size - 1), (floor + 1).clamp(0, size - 1)
     inside_low, inside_high = (low == floor).to(position.dtype), (high == floor + 1).to(position.dtype)

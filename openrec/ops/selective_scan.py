@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from openrec.ops._checks import check_backend, check_real, check_shape, compute_dtype, full_precision
+from openrec.ops._checks import check_real, check_shape, compute_dtype, full_precision
+from openrec.ops._load import choose
+from openrec.ops._native_scan import call_scan, call_state
 
 # Fewer numbers per time step than this and the cost is the call, not the arithmetic: then steps are run in parallel
 # over chunks of the sequence, at about twice the arithmetic.
@@ -36,26 +38,36 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     *,
+    reverse: bool = False,
+    channels_last: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan with output map; any state size ``N``.
 
     Args:
-        u, delta, z: [B, D, L]; ``z`` gates the result by ``silu(z)``.
+        u, delta, z: [B, D, L]; ``z`` gates the result by ``silu(z)``. Tensors that lie channels-last in memory
+            (``[B, L, D]`` transposed) are used in place.
         A: [D, N]. B, C: [B, N, L], grouped [B, G, N, L] (``D / G`` channels share one), or constant [D, N].
         D: [D], direct path from ``u`` to the output. delta_bias: [D], added to ``delta``.
         delta_softplus: the step is ``softplus(delta + delta_bias)``.
+        reverse: run from the last step to the first; the last state is then that of step 0.
+        channels_last: u, delta, z and y are [B, L, D], B and C [B, L, N] or [B, L, G, N].
 
     Returns:
         y [B, D, L] in the dtype of ``u``; with ``return_last_state`` also ``h_L`` [B, D, N], which carries no
         gradient.
     """
-    _check("selective_scan", u, delta, A, B, C, D, z, delta_bias, backend)
-    with full_precision(u.device):
-        run = _reference if backend == "reference" else _fast
-        y, last = run(*_prepare(u, delta, A, B, C, delta_bias, delta_softplus))
-        y = _finish(y, u, D, z)
-    return (y, last.flatten(1, 2).detach()) if return_last_state else y
+    chosen = choose("selective_scan", backend, u.device)
+    if channels_last:
+        u, delta, B, C = (_time_last(t) for t in (u, delta, B, C))
+        z = None if z is None else _time_last(z)
+    _check("selective_scan", u, delta, A, B, C, D, z, delta_bias)
+    if chosen == "native":
+        y, last = call_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
+    else:
+        y, last = _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, chosen)
+    y = y.transpose(1, 2) if channels_last else y
+    return (y, last.detach()) if return_last_state else y
 
 
 def selective_scan_ref(
@@ -69,9 +81,13 @@ def selective_scan_ref(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    *,
+    reverse: bool = False,
+    channels_last: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``selective_scan`` as a loop over time with automatic gradients: the definition."""
-    return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, backend="reference")
+    args = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    return selective_scan(*args, reverse=reverse, channels_last=channels_last, backend="reference")
 
 
 def selective_scan_state(
@@ -85,9 +101,12 @@ def selective_scan_state(
     backend: str = "auto",
 ) -> Tensor:
     """The states of the recurrence, ``h`` [B, D, N, L]; arguments as in ``selective_scan``."""
-    _check("selective_scan_state", u, delta, A, B, None, None, None, delta_bias, backend)
+    chosen = choose("selective_scan_state", backend, u.device)
+    _check("selective_scan_state", u, delta, A, B, None, None, None, delta_bias)
+    if chosen == "native":
+        return call_state(u, delta, A, B, delta_bias, delta_softplus)
     with full_precision(u.device):
-        run = _reference if backend == "reference" else _fast
+        run = _reference if chosen == "reference" else _fast
         h, _ = run(*_prepare(u, delta, A, B, None, delta_bias, delta_softplus))
     return h.flatten(2, 3).permute(0, 2, 3, 1).to(u.dtype)  # [B, L, G, K, N] -> [B, D, N, L]
 
@@ -104,8 +123,25 @@ def selective_scan_state_ref(
     return selective_scan_state(u, delta, A, B, delta_bias, delta_softplus, backend="reference")
 
 
-def _check(op, u, delta, A, B, C, D, z, delta_bias, backend) -> None:
-    check_backend(op, backend)
+def _time_last(t: Tensor) -> Tensor:
+    """A view with time as the last axis; constant maps [D, N] stay."""
+    if t.ndim == 2:
+        return t
+    return t.transpose(1, 2) if t.ndim == 3 else t.permute(0, 2, 3, 1)
+
+
+def _plain(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, backend) -> tuple[Tensor, Tensor]:
+    """Both plain-PyTorch forms: output [B, D, L] and last state [B, D, N]."""
+    if reverse:
+        u, delta, z, B, C = (t if t is None or t.ndim == 2 else t.flip(-1) for t in (u, delta, z, B, C))
+    with full_precision(u.device):
+        run = _reference if backend == "reference" else _fast
+        y, last = run(*_prepare(u, delta, A, B, C, delta_bias, softplus))
+        y = _finish(y, u, D, z)
+    return (y.flip(-1) if reverse else y), last.flatten(1, 2)
+
+
+def _check(op, u, delta, A, B, C, D, z, delta_bias) -> None:
     check_real(op, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     check_shape(op, "u", u, (None, None, None), "[B, D, L]")
     batch, dim, length = u.shape
