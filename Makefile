@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= output/demo
+# The pinned environment has a CPU build of torch, so its operators need no GPU code; `make kernels` compiles that.
+OPENREC_BUILD ?= cpu
+export OPENREC_BUILD
 
 .PHONY: help demo test test-slow kernels lint format clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
 
-$(VENV)/.ready: requirements/pinned.txt pyproject.toml setup.py
+CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+
+$(VENV)/.ready: requirements/pinned.txt pyproject.toml setup.py $(CSRC)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"openrec needs Python >= 3.10, {sys.executable} is {v[0]}.{v[1]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)" or 0)'
 	@$(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/pinned.txt

@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from openrec import __version__
+from openrec.checkpoint import read_checkpoint
 from openrec.config import load_config
 from openrec.engine.evaluation import evaluate_config
 
@@ -109,8 +110,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def train_all(configs: list[Path], work: Path) -> dict[str, float]:
-    """Run every config at once, one thread each; CPU seconds by name."""
+    """Run every config at once, one thread each; CPU seconds by name, those of earlier calls included."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ledger = work / "cpu_seconds.json"
+    before = json.loads(ledger.read_text()) if ledger.exists() else {}
     running = {}
     for path in configs:
         log = (work / f"{path.stem}.out").open("a")
@@ -122,11 +125,18 @@ def train_all(configs: list[Path], work: Path) -> dict[str, float]:
             if process.poll() is None:
                 with contextlib.suppress(OSError, IndexError):  # it may end between the two looks
                     seconds[name] = max(seconds[name], cpu_seconds(process.pid))
+        ledger.write_text(json.dumps({name: before.get(name, 0.0) + value for name, value in seconds.items()}))
         time.sleep(2)
     failed = [name for name, process in running.items() if process.returncode]
     if failed:
         raise SystemExit(f"training failed: {failed}; see {work}/*.out")
-    return seconds
+    return json.loads(ledger.read_text())
+
+
+def count_parameters(weights: Path) -> int:
+    """Weights of a checkpoint, running statistics left out."""
+    state = read_checkpoint(weights)["state_dict"]
+    return sum(v.numel() for k, v in state.items() if "running_" not in k and "num_batches" not in k)
 
 
 def evaluate(config: Path, folder: Path, weights: Path) -> dict[str, float]:
@@ -156,23 +166,50 @@ def main() -> None:
     for path in configs:
         weights = options.work / path.stem / "latest.pth"
         for name in ("held_out", "real_words"):
-            minutes = round(seconds[path.stem] / 60, 1)
-            rows.append(
-                {"config": path.stem, "set": name, "cpu_minutes": minutes} | evaluate(path, data[name], weights)
-            )
+            about = {"config": path.stem, "set": name, "cpu_minutes": round(seconds[path.stem] / 60, 1)}
+            rows.append(about | {"parameters": count_parameters(weights)} | evaluate(path, data[name], weights))
     write_results(rows, options)
 
 
+def learning_curve(log: Path) -> list[dict[str, float]]:
+    """Steps and held-out accuracy of every evaluation in a ``log.jsonl``."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{"step": r["step"], "acc": round(r["acc"], 4)} for r in rows if r["event"] == "eval"]
+
+
 def write_results(rows: list[dict], options: argparse.Namespace) -> None:
+    """JSON and a Markdown table; paths of this machine stay out of both."""
+    configs = [path.stem for path in options.configs]
+    command = (
+        "python benchmarks/train_real_words.py --ic15 DIR --real-words DIR --work DIR --configs "
+        + " ".join(f"configs/rec/svtrv2/{path.name}" for path in options.configs)
+        + f" --rendered {options.rendered} --repeat {options.repeat} --epochs {options.epochs} --batch {options.batch}"
+        + f" --seed {options.seed}"
+    )
     about = {
         "date": time.strftime("%Y-%m-%d"), "openrec": __version__, "torch": torch.__version__,
-        "python": platform.python_version(), "command": " ".join(["python", *sys.argv]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}", "epochs": options.epochs, "batch": options.batch,
-        "rendered": options.rendered, "repeat": options.repeat, "seed": options.seed,
+        "python": platform.python_version(), "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "command": command,
     }  # fmt: skip
+    curves = {name: learning_curve(options.work / name / "log.jsonl") for name in configs}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
+    content = {"about": about, "rows": rows, "held_out_accuracy_by_step": curves}
+    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    lines = [
+        f"Measured {about['date']}, torch {about['torch']}, {about['machine']}, one thread per run, side by side.", "",
+        f"    {command}", "",
+        "| config | parameters | CPU minutes | set | words | read correctly | accuracy | 1-NED |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {r['config']} | {r['parameters']:,} | {r['cpu_minutes']} | {r['set']} | {r['num_samples']:.0f} | "
+        f"{r['correct']} | {100 * r['acc']:.1f} % | {r['norm_edit_dis']:.3f} |"
+        for r in rows
+    ]
+    lines += ["", "Held-out accuracy after each epoch:", ""]
+    lines += [f"* {n}: " + ", ".join(f"{100 * p['acc']:.1f}" for p in points) for n, points in curves.items()]
+    options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ every column of the feature map, how much each row contributes to what is read t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openrec.charset import Charset
+from openrec.checkpoint import read_checkpoint
+from openrec.data import build_loader
 from openrec.errors import ConfigError
+from openrec.modeling import build_model
 from openrec.modeling.decoders.rctc_decoder import RCTCDecoder
+from openrec.postprocess import build_post_process
 
 
 def find_rctc(model: nn.Module) -> RCTCDecoder | None:
@@ -75,6 +81,20 @@ def reading_page(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return Path(path)
+
+
+def page_of_checkpoint(config: Mapping[str, Any], weights: str | Path, path: str | Path, count: int = 10) -> Path:
+    """``reading_page`` of the first evaluation images for a config and one of its checkpoints."""
+    state, architecture = read_checkpoint(weights), copy.deepcopy(dict(config["Architecture"]))
+    charset = Charset.from_state(state["charset"])
+    post_process = build_post_process(config["PostProcess"], config["Global"], charset)
+    architecture["Decoder"]["out_channels"] = post_process.get_character_num()
+    model = build_model(architecture)
+    model.load_state_dict(state["state_dict"])
+    loader = build_loader(config, "Eval", charset=charset)
+    batch = next(iter(loader.epoch(1)))
+    loader.close()
+    return reading_page(model.eval(), batch.tensors[0][:count], post_process, path, batch.texts[:count])
 
 
 def _draw_row(

@@ -218,11 +218,15 @@ def test_a_full_disk_while_saving(tmp_path, monkeypatch):
     run(tmp_path, {"Global.max_steps": 2})
     before = (tmp_path / "out/latest.pth").read_bytes()
 
-    def full(*args):
+    def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"latest.pth.*No space left on device.*unchanged.*free some space"):
+        run(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer_module.JsonLines, "write", full)
+    with pytest.raises(OpenRecError, match=r"No space left on device while writing.*checkpoints there are whole"):
         run(tmp_path)
     monkeypatch.undo()
     assert (tmp_path / "out/latest.pth").read_bytes() == before

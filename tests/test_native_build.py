@@ -25,9 +25,7 @@ def test_binary_asks_only_for_what_torch_2_10_has():
     wanted = {line.split()[-1].split("@")[0] for line in output.stdout.splitlines()}
     torch_names = {name for name in wanted if "torch" in name or "c10" in name or "N2at" in name}
     allowed = set((ROOT / "csrc/abi_2_10.txt").read_text(encoding="utf-8").split())
-    assert not torch_names - allowed, (
-        "torch 2.10 may not have them; check, then add them"
-    )
+    assert not torch_names - allowed, "torch 2.10 may not have them; check, then add them"
     assert not any(name.startswith("Py") for name in wanted), "no Python symbol: one binary serves all versions"
 
 

@@ -130,7 +130,7 @@ def test_optimizers_of_torch(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "AdamX"}, 'Did you mean "Adam"'),
+        ({"name": "AdamX"}, 'Did you mean "Adam'),
         ({"lr": "1e-4"}, "positive number"),
         ({"momentum": 0.9}, "refused its arguments"),
         ({"name": "LBFGS"}, "LBFGS"),

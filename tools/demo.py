@@ -15,17 +15,13 @@ from pathlib import Path
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from openrec.charset import Charset
-from openrec.checkpoint import read_checkpoint
 from openrec.cli import run_tool
 from openrec.config import load_config
-from openrec.data import build_loader
 from openrec.data.render.bulk import write_lmdb
 from openrec.data.render.renderer import WordRenderer
 from openrec.engine.evaluation import evaluate_config
 from openrec.engine.trainer import Trainer
-from openrec.explain import reading_page
-from openrec.modeling import build_model
-from openrec.postprocess import build_post_process
+from openrec.explain import page_of_checkpoint
 
 CONFIG = "configs/rec/svtrv2/svtrv2_mamba_demo.yml"
 
@@ -40,19 +36,8 @@ def make_words(folder: Path, split: str, count: int, seed: int) -> None:
         print(write_lmdb(renderer, folder, count, seed, workers=os.cpu_count() or 1))
 
 
-def draw(config: dict, weights: Path, path: Path) -> Path:
-    """A page with the first held-out words: text, confidence, vertical attention."""
-    charset = Charset.from_state(read_checkpoint(weights)["charset"])
-    post_process = build_post_process(config["PostProcess"], config["Global"], charset)
-    config["Architecture"]["Decoder"]["out_channels"] = post_process.get_character_num()
-    model = build_model(config["Architecture"])
-    model.load_state_dict(read_checkpoint(weights)["state_dict"])
-    batch = next(iter(build_loader(config, "Eval", charset=charset).epoch(1)))
-    return reading_page(model.eval(), batch.tensors[0][:10], post_process, path, batch.texts[:10])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--words", type=int, default=30000, help="training words to render")
     parser.add_argument("--opt", nargs="*", default=[], metavar="KEY=VALUE", help="changes to the config")
@@ -65,7 +50,7 @@ def main() -> None:
     best = a.output / "model" / "best.pth"
     config = load_config(CONFIG, [*overrides, f"Global.pretrained_model={best}"])
     numbers = evaluate_config(config)
-    page = draw(config, best, a.output / "what_it_looked_at.png")
+    page = page_of_checkpoint(config, best, a.output / "what_it_looked_at.png")
     print(f"\npicture of what the model looked at: {page}\ncheckpoint: {best}")
     print("next: README.md, 'Train on your own words'; or another encoder on words rendered on the fly:")
     print(f"      {sys.executable} tools/train_rec.py -c configs/rec/svtrv2/svtrv2_attn_tiny.yml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -75,6 +76,7 @@ class Loader:
 
 
 def _init_worker(worker_id: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's: it finishes its step and saves
     torch.set_num_threads(1)
     if cv2.getNumThreads() != 1:  # in a forked worker the call would wait for threads that are not there
         cv2.setNumThreads(1)

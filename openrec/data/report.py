@@ -31,6 +31,7 @@ class DataReport:
             encoded label, as in OpenOCR.
         sources: the same counts per source.
         notes: other facts worth a line in the startup summary.
+        names: every record that ``skipped`` or ``excluded`` counts, ``{reason: [name, ...]}``.
     """
 
     found: int = 0
@@ -40,14 +41,17 @@ class DataReport:
     unknown: Counter = field(default_factory=Counter)
     sources: list[SourceReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    names: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, reason: str, name: str, label: str = "") -> None:
         """Count a training record that is left out."""
         count_reason(self.skipped, reason, name, label)
+        self.names.setdefault(reason, []).append(name)
 
     def exclude(self, reason: str, name: str, label: str = "") -> None:
         """Count an evaluation record that OpenOCR's rule would not score."""
         count_reason(self.excluded, reason, name, label)
+        self.names.setdefault(reason, []).append(name)
 
     @property
     def n_skipped(self) -> int:

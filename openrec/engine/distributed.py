@@ -60,7 +60,13 @@ def start_world(device: str, *, join: bool = True) -> World:
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if place.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(minutes=30))
+            dist.init_process_group(
+                backend,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(minutes=30),
+                device_id=place if backend == "nccl" else None,
+            )
         except (ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"WORLD_SIZE is {size}, but the processes cannot find each other ({error}). Start with torchrun "

@@ -12,7 +12,7 @@ from openrec.checkpoint import load_weights, read_checkpoint
 from openrec.config import check_config, resolve_charset
 from openrec.data import build_loader
 from openrec.engine import summary
-from openrec.engine.distributed import start_world, stop_world
+from openrec.engine.distributed import launched_rank, start_world, stop_world
 from openrec.engine.evaluator import Evaluator, split_rule
 from openrec.engine.logger import log_config, show_bar, start_logging, stop_logging
 from openrec.errors import CheckpointError
@@ -42,10 +42,10 @@ def evaluate_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         OpenRecError: config, data or checkpoint that cannot be used; weights that do not fit the model.
     """
+    start_logging(None, launched_rank() == 0)
     check_config(config, "eval")
     config = copy.deepcopy(dict(config))
     options = config["Global"]
-    start_logging(None)
     world = start_world(options["device"], join=True)
     try:
         log_config(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from openrec.data.types import Batch
 from openrec.engine.distributed import World, gather
 from openrec.metrics import build_metric
+
+logger = logging.getLogger("openrec")
 
 RULE = "openocr_"  # prefix of the numbers under OpenOCR's rule
 
@@ -45,6 +48,7 @@ class Evaluator:
         self.loader, self.post_process, self.world, self.amp, self.bar = loader, post_process, world, amp, bar
         self.metric, self.rule = build_metric(metric_config), build_metric(metric_config)
         self.main_indicator: str = self.metric.main_indicator
+        self._unreadable: set[str] = set()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -72,7 +76,7 @@ class Evaluator:
         batches = self.loader.epoch(1)
         if not self.bar:
             return batches
-        return tqdm(batches, total=len(self.loader), desc="eval model:", position=0, leave=False)
+        return tqdm(batches, total=len(self.loader), desc="eval model", position=0, leave=False)
 
     def _now(self) -> float:
         if self.world.device.type == "cuda":
@@ -102,8 +106,16 @@ class Evaluator:
         texts = [(text, 1.0) for text in batch.texts]
         missed = {i for i, bad in enumerate(batch.unreadable) if bad}
         if missed:
+            self._name_unreadable([batch.names[i] for i in sorted(missed)])
             read = [_blank(r, missed, batch) for r in read] if branches else _blank(read, missed, batch)
         self.metric(_join(read, [texts] * len(read) if branches else texts), tensors)
+
+    def _name_unreadable(self, names: list[str]) -> None:
+        """Each broken picture once per run, not once per evaluation."""
+        fresh = [name for name in names if name not in self._unreadable]
+        self._unreadable.update(fresh)
+        if fresh:
+            logger.warning("unreadable, scored as wrong: %s", ", ".join(fresh))
 
     def _totals(self, images: float, seconds: float) -> dict[str, Any]:
         parts = gather((self.metric.state(), self.rule.state(), images, seconds), self.world)

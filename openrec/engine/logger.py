@@ -5,18 +5,20 @@ Line formats are OpenOCR's (https://github.com/Topdu/OpenOCR, Apache-2.0), which
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, OpenRecError
 
 logger = logging.getLogger("openrec")
 _FORMAT = logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%Y/%m/%d %H:%M:%S")
@@ -37,6 +39,20 @@ def make_directory(path: str) -> Path:
     if reason:
         raise ConfigError(f'Global.output_dir: "{path}" cannot be used ({reason}). Choose another directory.')
     return directory
+
+
+@contextmanager
+def full_disk_told(directory: Path) -> Iterator[None]:
+    """Within the block a full disk is one clear message, whichever file was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OpenRecError(
+            f'"{directory}": {error.strerror} while writing {error.filename or "a file"}. The checkpoints there are '
+            "whole; free some space and start the same command again."
+        ) from error
 
 
 class _ConsoleHandler(logging.StreamHandler):

@@ -12,6 +12,8 @@ from torch import nn
 from openrec.charset import Charset
 from openrec.data.collate import collate
 from openrec.data.types import Batch, Sample
+from openrec.engine.logger import metric_text
+from openrec.engine.state import Progress
 
 logger = logging.getLogger("openrec")
 _NAMES_IN_LOG = 200  # per reason; skipped.tsv has all of them
@@ -130,6 +132,19 @@ def log_differences(config: Config) -> None:
             logger.info("differs from OpenOCR: %s", text)
 
 
+def log_finished(progress: Progress, epochs: int, directory: Path) -> None:
+    """A run that has nothing left to do says so, and what to do next."""
+    logger.info(
+        "this run is finished: epoch %d of %d, step %d. best metric, %s", progress.epoch, epochs, progress.step,
+        metric_text(progress.best),
+    )  # fmt: skip
+    logger.info(
+        "To train longer raise Global.epoch_num; for a new run choose another Global.output_dir, or set "
+        "Global.auto_resume: False to start again here. To evaluate: tools/eval_rec.py -c %s",
+        directory / "config.yml",
+    )
+
+
 # ---- skipped samples -------------------------------------------------------------------------------
 
 
@@ -137,6 +152,7 @@ def log_skipped(epoch: int, parts: list[Mapping[str, list[str]]], directory: Pat
     """The epoch's dropped samples by reason, with their names; all of them go to ``skipped.tsv``.
 
     Args:
+        epoch: from 1; 0 stands for the scan of the labels before the first epoch.
         parts: ``{reason: names}`` of every process.
 
     Returns:
@@ -149,7 +165,8 @@ def log_skipped(epoch: int, parts: list[Mapping[str, list[str]]], directory: Pat
     total = sum(len(names) for names in table.values())
     if not total:
         return 0
-    logger.warning("epoch %d: %d training samples were skipped:", epoch, total)
+    when = f"epoch {epoch}" if epoch else "before the first epoch"
+    logger.warning("%s: %d training samples were skipped:", when, total)
     file = directory / "skipped.tsv"
     with file.open("a", encoding="utf-8") as out:
         for reason, names in sorted(table.items(), key=lambda item: -len(item[1])):

@@ -38,6 +38,7 @@ from openrec.engine.evaluator import Evaluator, split_rule
 from openrec.engine.logger import (
     JsonLines,
     TensorBoard,
+    full_disk_told,
     log_config,
     make_directory,
     metric_text,
@@ -74,6 +75,7 @@ class Trainer:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        start_logging(None, is_main=launched_rank() == 0)  # what the check warns of
         check_config(config, "train")
         self.config: dict[str, Any] = copy.deepcopy(dict(config))
         self.options: dict[str, Any] = self.config["Global"]
@@ -184,6 +186,7 @@ class Trainer:
         if given is None and self.world.is_main:
             with preserved_rng():
                 summary.log_first_sample(self.loader, self.post_process)
+                summary.log_skipped(0, [self.loader.report.names], self.output)
                 summary.log_differences(self.config)
 
     # -- the run -----------------------------------------------------------------------------------
@@ -217,9 +220,9 @@ class Trainer:
         """
         try:
             if self._finished:
-                self._say_finished()
+                summary.log_finished(self.parts.progress, self._epochs, self.output)
             else:
-                with noted_signals(self):
+                with noted_signals(self), full_disk_told(self.output):
                     self._train()
         finally:
             self.close()
@@ -253,18 +256,6 @@ class Trainer:
         if progress.best.get("best_epoch"):
             logger.info("best metric, %s", metric_text(progress.best))
         self.jsonl.write("end", step=progress.step, epoch=progress.epoch, best=progress.best)
-
-    def _say_finished(self) -> None:
-        p = self.parts.progress
-        logger.info(
-            "this run is finished: epoch %d of %d, step %d. best metric, %s", p.epoch, self._epochs, p.step,
-            metric_text(p.best),
-        )  # fmt: skip
-        logger.info(
-            "To train longer raise Global.epoch_num; for a new run choose another Global.output_dir, or set "
-            "Global.auto_resume: False to start again here. To evaluate: tools/eval_rec.py -c %s",
-            self.output / "config.yml",
-        )
 
     def _epoch(self) -> None:
         progress, size = self.parts.progress, int(self.options["accumulation_steps"])
@@ -331,9 +322,10 @@ class Trainer:
         if self.train_metric is None or result.batch is None:
             return {}
         tensors = result.batch.tensors
-        scores = self.train_metric(self.post_process(result.preds, tensors), tensors, training=True)
+        scores = dict(self.train_metric(self.post_process(result.preds, tensors), tensors, training=True))
         self.train_metric.reset()
-        return {**scores, "num_samples": float(len(result.batch))}
+        first = {name: scores.pop(name) for name in ("acc", "norm_edit_dis") if name in scores}
+        return {**first, "num_samples": float(len(result.batch)), **scores}
 
     # -- evaluation and files ----------------------------------------------------------------------
 
