@@ -402,13 +402,12 @@ struct FastMaths {
   static OPENREC_FN float decay(float delta, float rate) { return fast_exp2(delta * rate); }
   static OPENREC_FN float sigmoid(float z) { return fast_rcp(1.f + fast_exp2(z * -1.44269504088896341f)); }
   static OPENREC_FN SoftplusAndSlope<float> softplus(float z) {
-    float m = z < 0.f ? z : -z;  // -|z|
-    float y = fast_exp2(m * 1.44269504088896341f);
+    float y = fast_exp2(fabsf(z) * -1.44269504088896341f);
     float w = 1.f + y;
     float tail = y < 0.015625f ? y * (1.f - y * (0.5f - y * 0.33333333f)) : fast_log2(w) * 0.693147180559945309f;
     float r = fast_rcp(w);
     SoftplusAndSlope<float> s;
-    s.value = (z > 0.f ? z : 0.f) + tail;
+    s.value = fmaxf(z, 0.f) + tail;  // tail is NaN where z is
     s.slope = z < 0.f ? y * r : r;
     return s;
   }
@@ -423,13 +422,13 @@ struct Maths<float> {
   static OPENREC_FN float rate(float a) { return a; }
   static OPENREC_FN float decay(float delta, float rate) { return exact_exp(delta * rate); }
   static OPENREC_FN float sigmoid(float z) {
-    float y = exact_exp(z < 0.f ? z : -z);
+    float y = exact_exp(-fabsf(z));
     float r = near_rcp(1.f + y);
     return z < 0.f ? y * r : r;
   }
   // log(1 + y) = 2 atanh(y / (2 + y)): relative accuracy for small y too, where log(1 + y) has none.
   static OPENREC_FN SoftplusAndSlope<float> softplus(float z) {
-    float y = exact_exp(z < 0.f ? z : -z);
+    float y = exact_exp(-fabsf(z));
     float s = y * near_rcp(2.f + y);
     float q = s * s;
     float p = 1.f / 15.f;

@@ -277,11 +277,13 @@ OPENREC_FN void read_delta(const ScanArgs<acc_t<T>>& p, int channels, const Raw&
 #pragma unroll
       for (int j = 0; j < kT; ++j) delta[c][j] = Maths<T>::softplus(delta[c][j]).value;
   }
+  if (step + kT > p.length || channels < N) {
 #pragma unroll
-  for (int c = 0; c < N; ++c)
+    for (int c = 0; c < N; ++c)
 #pragma unroll
-    for (int j = 0; j < kT; ++j)
-      if (step + j >= p.length || c >= channels) delta[c][j] = A(0);
+      for (int j = 0; j < kT; ++j)
+        if (step + j >= p.length || c >= channels) delta[c][j] = A(0);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ one state, forward

@@ -158,4 +158,5 @@ inline float host_log2(float x) { return std::log2(x); }
 }  // namespace openrec::cuda
 
 using std::exp;
+using std::fabs;
 using std::log1p;
