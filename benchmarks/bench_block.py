@@ -185,7 +185,13 @@ def main() -> None:
         results.append(show(f"training step, {few} of 32x{width}", bench.compare(steps)))
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "extension": native.info}
     machine |= {"gpu": torch.cuda.get_device_name()} if gpu else {"cpu kernels": native.isa}
-    record = {"command": " ".join(sys.argv), "dtype": dtype, "machine": machine, "results": results}
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(sys.argv),
+        "dtype": dtype,
+        "machine": machine,
+        "results": results,
+    }
     out = options.out or Path(__file__).parent / "results" / f"bench_block_{options.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -186,6 +186,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     result: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
         "what": "augmented samples per CPU second, one core: LMDB, JPEG decode, PARSeqAug, ratio resize, CTC, collate",
         "samples": args.samples,
         "batch": args.batch,

@@ -255,6 +255,7 @@ def report(rounds: dict[str, list[dict[str, float]]], options: argparse.Namespac
     ours, plain = table["openrec"], table["plain"]
     assert abs(ours["checksum"] - plain["checksum"]) < 1e-3 * plain["checksum"], "the two models disagree"
     result = {
+        "date": time.strftime("%Y-%m-%d"),
         "what": "svtrv2_tiny_rctc 32x128 fp32 training step (CTC, clip, AdamW) and inference; DASSMBlock fwd + bwd",
         "command": f"python benchmarks/bench_model.py --threads {options.threads} --batch {options.batch} "
         f"--clock {options.clock}",

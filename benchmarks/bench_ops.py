@@ -289,7 +289,13 @@ def main() -> None:
                 work = make(dtype, options.device)
                 ms = measure(work, dtype, options.device, options.seconds, not options.no_reference)
                 rows.append(report_line(f"{shape} {dtype_name} {name}", ms))
-    result = {"command": " ".join(sys.argv), "machine": machine(gpu), "shapes": SHAPES, "rows": rows}
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(sys.argv),
+        "machine": machine(gpu),
+        "shapes": SHAPES,
+        "rows": rows,
+    }
     out = options.out or Path(__file__).parent / "results" / f"bench_ops_{options.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -95,6 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     report: dict[str, object] = {
+        "date": time.strftime("%Y-%m-%d"),
         "command": "python benchmarks/bench_render.py " + " ".join(sys.argv[1:]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "versions": {
