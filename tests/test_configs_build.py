@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_models import shrink
 
 from openrec.config import check_config, load_config, resolve_charset
 from openrec.losses import build_loss
@@ -62,17 +63,6 @@ def parts(config):
     return charset, build_model(architecture)
 
 
-def shrink(encoder):
-    """The same stages with at most two blocks each and few channels."""
-    mixer = [sorted(dict.fromkeys(stage), key=stage.index) for stage in encoder["mixer"]]
-    encoder |= {"dims": [32, 32, 64], "num_heads": [1, 2, 2], "depths": [len(m) for m in mixer], "mixer": mixer}
-    for key in ("num_convs", "kernel_sizes"):
-        if key in encoder:
-            encoder[key] = [stage[: len(m)] for stage, m in zip(encoder[key], mixer)]
-    if encoder.get("last_stage"):
-        encoder["out_channels"] = 64
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
 def test_config_is_short_and_passes_the_check(path, chinese):
     mode = "eval" if path.endswith("_infer.yml") else "train"
@@ -119,7 +109,7 @@ def random_batch(config, mode, charset, size):
 @pytest.mark.parametrize("path", CONFIGS, ids=IDS)
 def test_config_takes_a_training_step(path, chinese):
     config = load(path, chinese)
-    shrink(config["Architecture"]["Encoder"])
+    shrink(config["Architecture"])
     charset, model = parts(config)
     size = (48, 96) if path.endswith("svtrv2_ch.yml") else (32, 96)
     if config["Train"] is None:
