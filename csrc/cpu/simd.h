@@ -22,6 +22,7 @@ namespace openrec {
 namespace OPENREC_ISA {
 
 #define OPENREC_INLINE static inline __attribute__((always_inline))
+#define OPENREC_METHOD inline __attribute__((always_inline))
 // Loops over the vectors of a block: unrolled, their arrays become registers and their latencies overlap.
 #define OPENREC_UNROLL _Pragma("GCC unroll 8")
 
@@ -39,6 +40,7 @@ template <>
 struct VecOf<float> {
   typedef float type __attribute__((vector_size(kBytes)));
   typedef int32_t mask __attribute__((vector_size(kBytes)));
+  typedef int32_t lane;
   typedef uint16_t half_bits __attribute__((vector_size(kBytes / 2)));
   typedef uint32_t bits __attribute__((vector_size(kBytes)));
 };
@@ -46,9 +48,14 @@ template <>
 struct VecOf<double> {
   typedef double type __attribute__((vector_size(kBytes)));
   typedef int64_t mask __attribute__((vector_size(kBytes)));
+  typedef int64_t lane;
 };
 template <class T>
 using Vec = typename VecOf<T>::type;
+template <class T>
+using Mask = typename VecOf<T>::mask;
+template <class T>
+using Lane = typename VecOf<T>::lane;
 template <class T>
 constexpr int kLanes = kBytes / int(sizeof(T));
 
@@ -334,6 +341,56 @@ OPENREC_INLINE Vec<float> sigmoid(Vec<float> x) {
 OPENREC_INLINE Vec<double> sigmoid(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = 1.0 / (1.0 + ::exp(-x[i]));
   return x;
+}
+
+// ------------------------------------------------------------------------------------------------------- whole numbers
+
+OPENREC_INLINE Mask<float> load(const int32_t* p) {
+  Mask<float> v;
+  memcpy(&v, p, kBytes);
+  return v;
+}
+OPENREC_INLINE Mask<double> load(const int64_t* p) {
+  Mask<double> v;
+  memcpy(&v, p, kBytes);
+  return v;
+}
+
+// The lanes of `index` where `valid`, else `other`, as 64-bit numbers.
+OPENREC_INLINE void store_index(int64_t* out, Mask<float> index, Mask<float> valid, int64_t other) {
+#if defined(__AVX512F__)
+  const __m512i none = _mm512_set1_epi64(other);
+  const __mmask16 k = _mm512_movepi32_mask((__m512i)valid);
+  _mm512_storeu_si512(out, _mm512_mask_cvtepi32_epi64(none, __mmask8(k), _mm512_castsi512_si256((__m512i)index)));
+  _mm512_storeu_si512(out + 8, _mm512_mask_cvtepi32_epi64(none, __mmask8(k >> 8), _mm512_extracti64x4_epi64((__m512i)index, 1)));
+#elif defined(__AVX2__)
+  const __m256i none = _mm256_set1_epi64x(other);
+  for (int h = 0; h < 2; ++h) {
+    const __m128i i = h ? _mm256_extracti128_si256((__m256i)index, 1) : _mm256_castsi256_si128((__m256i)index);
+    const __m128i k = h ? _mm256_extracti128_si256((__m256i)valid, 1) : _mm256_castsi256_si128((__m256i)valid);
+    _mm256_storeu_si256((__m256i*)(out + 4 * h), _mm256_blendv_epi8(none, _mm256_cvtepi32_epi64(i), _mm256_cvtepi32_epi64(k)));
+  }
+#else
+  for (int i = 0; i < kLanes<float>; ++i) out[i] = valid[i] ? index[i] : other;
+#endif
+}
+OPENREC_INLINE void store_index(int64_t* out, Mask<double> index, Mask<double> valid, int64_t other) {
+  const Mask<double> v = (index & valid) | (~valid & other);
+  memcpy(out, &v, kBytes);
+}
+
+// Pairs (x, y) of kLanes points in memory order to one vector of each.
+template <class T>
+OPENREC_INLINE void load_pairs(const T* p, Vec<T>& x, Vec<T>& y) {
+  const Vec<T> a = load(p), b = load(p + kLanes<T>);
+#if defined(__clang__)
+  for (int i = 0; i < kLanes<T>; ++i) x[i] = p[2 * i], y[i] = p[2 * i + 1];
+  (void)a, (void)b;
+#else
+  Mask<T> even, odd;
+  for (int i = 0; i < kLanes<T>; ++i) even[i] = 2 * i, odd[i] = 2 * i + 1;
+  x = __builtin_shuffle(a, b, even), y = __builtin_shuffle(a, b, odd);
+#endif
 }
 
 // ------------------------------------------------------------------------------------------------------ transposition

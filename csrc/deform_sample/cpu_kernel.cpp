@@ -35,45 +35,79 @@ void turn(T* out, const S* in, int64_t rows, int64_t columns) {
         }
 }
 
+// Positions of kLanes points from the k-th of a map on, in pixels; the map's last vector is read from a copy.
 template <class T>
-OPENREC_INLINE Taps<T> taps_at(const SampleArgs& a, const Plane<T>& m, const T* loc) {
-  return taps<T, T>(m, loc[1] * T(a.height) - T(0.5), loc[0] * T(a.width) - T(0.5));
+OPENREC_INLINE void positions(const SampleArgs& a, const T* loc, int64_t left, Vec<T>& y, Vec<T>& x) {
+  T last[2 * kLanes<T>];
+  if (left < kLanes<T>) {
+    memset(last, 0, sizeof last);
+    memcpy(last, loc, sizeof(T) * 2 * size_t(left));
+    loc = last;
+  }
+  load_pairs(loc, x, y);
+  x = x * T(a.width) - T(0.5), y = y * T(a.height) - T(0.5);
+}
+template <class T>
+OPENREC_INLINE Vec<T> weights(const T* weight, int64_t left) {
+  if (!weight) return splat(T(1));
+  T last[kLanes<T>];
+  if (left < kLanes<T>) {
+    memset(last, 0, sizeof last);
+    memcpy(last, weight, sizeof(T) * size_t(left));
+    weight = last;
+  }
+  return load(weight);
 }
 
 template <class T, class S>
 void forward_task(const SampleArgs& a, int64_t map, T* value) {
-  const int64_t n = a.channels, pixels = a.height * a.width;
-  T* const out = value + (pixels + 1) * n;  // one row more than pixels: zeros
+  constexpr int L = kLanes<T>;
+  const int64_t n = a.channels, pixels = a.height * a.width, count = a.queries * a.points, first = map * count;
+  T* out = value + (pixels + 1) * n;  // one row more than pixels: zeros
   turn(value, (const S*)a.value + map * n * pixels, n, pixels);
   memset(value + pixels * n, 0, sizeof(T) * size_t((a.queries + 1) * n));
   const Plane<T> m = {value, a.height, a.width, a.width * n, n, pixels * n};
-  for (int64_t q = 0; q < a.queries; ++q)
-    for (int64_t p = 0; p < a.points; ++p) {
-      const int64_t point = (map * a.queries + q) * a.points + p;
-      const T weight = a.weight ? ((const T*)a.weight)[point] : T(1);
-      gather<T, T, true>(m, taps_at(a, m, (const T*)a.loc + 2 * point), weight, n, out + q * n);
+  Taps<T> t;
+  int64_t p = 0;
+  for (int64_t k = 0; k < count; k += L) {
+    Vec<T> y, x;
+    positions<T>(a, (const T*)a.loc + 2 * (first + k), count - k, y, x);
+    find_taps<T, T>(m, y, x, Mask<T>{}, weights(a.weight ? (const T*)a.weight + first + k : nullptr, count - k), t);
+    const int points = count - k < L ? int(count - k) : L;
+    for (int i = 0; i < points; ++i) {
+      gather<T, T, true>(value, t, i, n, out);
+      if (++p == a.points) p = 0, out += n;
     }
-  turn((S*)a.out + map * n * a.queries, out, a.queries, n);
+  }
+  turn((S*)a.out + map * n * a.queries, value + (pixels + 1) * n, a.queries, n);
 }
 
 template <class T, class S, bool Weighted>
 void backward_task(const SampleArgs& a, int64_t map, T* value) {
-  const int64_t n = a.channels, pixels = a.height * a.width;
-  T *const sums = value + (pixels + 1) * n, *const grad = sums + (pixels + 1) * n;
+  constexpr int L = kLanes<T>;
+  const int64_t n = a.channels, pixels = a.height * a.width, count = a.queries * a.points;
+  T *const sums = value + (pixels + 1) * n, *grad = sums + (pixels + 1) * n;
   turn(value, (const S*)a.value + map * n * pixels, n, pixels);
   turn(grad, (const S*)a.grad + map * n * a.queries, n, a.queries);
   memset(value + pixels * n, 0, sizeof(T) * size_t((pixels + 2) * n));
   const Plane<T> m = {value, a.height, a.width, a.width * n, n, pixels * n};
-  for (int64_t q = 0; q < a.queries; ++q)
-    for (int64_t p = 0; p < a.points; ++p) {
-      const int64_t point = (map * a.queries + q) * a.points + p;
-      const T weight = Weighted ? ((const T*)a.weight)[point] : T(1);
-      const Taps<T> t = taps_at(a, m, (const T*)a.loc + 2 * point);
-      const PointGradient<T> d = scatter<T, Weighted>(m, sums, m.outside, t, weight, n, grad + q * n);
-      ((T*)a.dloc)[2 * point] = d.x * T(a.width);
-      ((T*)a.dloc)[2 * point + 1] = d.y * T(a.height);
-      if (Weighted) ((T*)a.dweight)[point] = d.weight;
+  GradientTaps<T> t;
+  int64_t p = 0;
+  for (int64_t k = 0; k < count; k += L) {
+    const int64_t first = map * count + k;
+    Vec<T> y, x;
+    positions<T>(a, (const T*)a.loc + 2 * first, count - k, y, x);
+    find_taps<T>(m, m.outside, y, x, Mask<T>{}, t);
+    const int points = count - k < L ? int(count - k) : L;
+    for (int i = 0; i < points; ++i) {
+      const T weight = Weighted ? ((const T*)a.weight)[first + i] : T(1);
+      const PointGradient<T> d = scatter<T, Weighted, 0>(value, sums, t, i, weight, n, grad);
+      ((T*)a.dloc)[2 * (first + i)] = d.x * T(a.width);
+      ((T*)a.dloc)[2 * (first + i) + 1] = d.y * T(a.height);
+      if (Weighted) ((T*)a.dweight)[first + i] = d.weight;
+      if (++p == a.points) p = 0, grad += n;
     }
+  }
   turn((S*)a.dvalue + map * n * pixels, sums, pixels, n);
 }
 
