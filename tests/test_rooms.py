@@ -22,7 +22,9 @@ ROOMS = [
     ("modeling",),
     ("losses", "postprocess"),
     ("metrics",),
-    ("checkpoint", "optimizer"),
+    ("checkpoint", "optimizer", "export_format"),
+    ("reading",),
+    ("recognizer",),
     ("explain",),
     ("engine",),
 ]

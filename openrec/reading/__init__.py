@@ -1,1 +1,1 @@
-"""From pictures to texts with a trained model: inputs, preprocessing, batches, results. ``openrec.load`` is the door."""
+"""From pictures to texts with a trained model: inputs, preprocessing, batches. ``openrec.load`` is the door."""

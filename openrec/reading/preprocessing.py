@@ -47,7 +47,11 @@ class Preprocessor:
     """
 
     def __init__(self, ops: list[dict[str, Any]], sizes: Mapping[str, Any] | None = None, max_side: int = 8192) -> None:
-        self._state = {"ops": copy.deepcopy(ops), "sizes": dict(sizes) if sizes else None, "scale": "v/127.5-1"}
+        self._state = {
+            "ops": copy.deepcopy(ops),
+            "sizes": dict(sizes) if sizes else None,
+            "scale": "(v / 255 - 0.5) / 0.5",
+        }
         self.ops, self.sizes, self.max_side = create_operators(ops, "preprocess"), self._state["sizes"], max_side
         if not self.ops or not type(self.ops[0]).__name__.startswith("DecodeImage"):
             self.ops.insert(0, DecodeImagePIL())
