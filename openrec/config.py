@@ -230,14 +230,14 @@ def save_config(config: Mapping[str, Any], path: str | Path) -> None:
         raise
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-c``, ``-o`` and the flags of old launchers."""
+def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """``-c``, ``-o`` and the flags of old launchers. ``required``: the tool cannot work without a config."""
     parser.add_argument(
         "-c",
         "--config",
         "--c",
         dest="config",
-        required=True,
+        required=required,
         metavar="FILE",
         help="config file (.yml), e.g. configs/rec/svtrv2/svtrv2_mamba_tiny.yml",
     )

@@ -177,7 +177,7 @@ class Recognizer:
     def _read_group(self, group: Group) -> Iterator[tuple[int, Text]]:
         """Results of a batch, or of pictures that could not be opened."""
         for failed in group.failed:
-            yield failed.index, Text(name=failed.name, size=failed.size, error=failed.reason)
+            yield failed.number, Text(name=failed.name, size=failed.size, error=failed.reason)
         if not group.items:
             return
         try:
@@ -199,7 +199,7 @@ class Recognizer:
         columns = self.frames(predictions, images.shape[-1])
         if items[0].image.ndim == 4:
             decoded, columns = [_joined(decoded)], None
-        return [(item.index, _text(text, item, columns, seconds)) for item, text in zip(items, decoded)]
+        return [(item.number, _text(text, item, columns, seconds)) for item, text in zip(items, decoded)]
 
 
 def _joined(windows: list[Decoded]) -> Decoded:

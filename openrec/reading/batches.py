@@ -24,7 +24,7 @@ _WAITING = 16  # batches of incomplete sizes that may wait; matters where every 
 class Item(NamedTuple):
     """A prepared picture; ``image`` and ``valid`` as in ``Prepared``, ``size`` (width, height) px of the original."""
 
-    index: int
+    number: int
     name: str
     size: tuple[int, int]
     image: np.ndarray
@@ -34,7 +34,7 @@ class Item(NamedTuple):
 class Failed(NamedTuple):
     """A picture that cannot be read, and why."""
 
-    index: int
+    number: int
     name: str
     size: tuple[int, int] | None
     reason: str
@@ -80,7 +80,7 @@ def grouped(
         if isinstance(item, Failed):
             yield Group([], [item])
             continue
-        key = (*item.image.shape, item.index if item.image.ndim == 4 else -1)  # windows of a line stay by themselves
+        key = (*item.image.shape, item.number if item.image.ndim == 4 else -1)  # windows of a line stay by themselves
         members = waiting.setdefault(key, [])
         members.append(item)
         count += 1

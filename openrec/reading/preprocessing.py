@@ -19,6 +19,7 @@ from openrec.preprocess.decode import DecodeImagePIL
 
 _FILTERS = {"pillow_bicubic": geometry.resize_pil, "opencv_bilinear": geometry.resize_cv}
 _BILINEAR_SETS = ("RatioDataSet", "RatioDataSetTest", "MultiScaleDataSet")
+_SCALE = "(v / 255 - 0.5) / 0.5, padding is 0"  # for people who read the metadata
 _DIVISOR = 8  # px; widths of MultiScaleSampler with ``ds_width``
 
 
@@ -47,12 +48,10 @@ class Preprocessor:
     """
 
     def __init__(self, ops: list[dict[str, Any]], sizes: Mapping[str, Any] | None = None, max_side: int = 8192) -> None:
-        self._state = {
-            "ops": copy.deepcopy(ops),
-            "sizes": dict(sizes) if sizes else None,
-            "scale": "(v / 255 - 0.5) / 0.5",
-        }
-        self.ops, self.sizes, self.max_side = create_operators(ops, "preprocess"), self._state["sizes"], max_side
+        self.sizes: dict[str, Any] | None = dict(sizes) if sizes else None
+        self._state: dict[str, Any] = {"ops": copy.deepcopy(ops), "sizes": self.sizes, "scale": _SCALE}
+        self.ops: list[Any] = create_operators(ops, "preprocess")
+        self.max_side = max_side
         if not self.ops or not type(self.ops[0]).__name__.startswith("DecodeImage"):
             self.ops.insert(0, DecodeImagePIL())
         self.color: str = getattr(self.ops[0], "img_mode", "RGB")
