@@ -2,10 +2,13 @@
 """Speed of every operator, forward and backward, against its reference and against a copy of the bytes it must move.
 
     python benchmarks/bench_ops.py                       # CPU, one thread, the shape of the CPU goals
+    python benchmarks/bench_ops.py --keep-freed          # the same with freed memory kept, as the trainer runs
     python benchmarks/bench_ops.py --device cuda         # GPU, shapes S1-S7, fp32 and bf16
     options: --shapes S2 S5 --dtypes float32 bfloat16 --ops scan dcnv3 --isa avx2 --out results/name.json --plot
 
-Floor bytes count every array once (csrc/README.md). The copy reads and writes that many bytes in total. "share" is the
+Rivals: "loop" is the scan as Mamba's paper writes it, a Python loop over [B, D, L], and has no other layout; "reference"
+is the definition beside the operator (for dcnv3 grid_sample), in the layout of the case; "torch" is the fastest form that
+plain PyTorch allows, which runs where nothing is compiled. Floor bytes count every array once (csrc/README.md). The copy reads and writes that many bytes in total. "share" is the
 copy's time over the operator's: 1 would be a kernel that costs no more than moving its data. Medians of interleaved
 rounds; on CPU the thread's processor time, on GPU events with the second-level cache flushed before every call.
 """
@@ -19,13 +22,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -54,6 +58,19 @@ class Work:
     rivals: dict[str, Callable[..., Tensor]]
     floor_forward: float  # elements of the storage type
     floor_backward: float
+    own: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # tensors of a rival that wants another layout
+
+
+def scan_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+    """The recurrence step by step: u, delta [B, D, L]; A [D, N]; B, C [B, N, L]; D, delta_bias [D]."""
+    delta = functional.softplus(delta + delta_bias[:, None])
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    x = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    h, ys = torch.zeros_like(x[:, :, 0]), []
+    for t in range(u.shape[2]):
+        h = decay[:, :, t] * h + x[:, :, t]
+        ys.append(torch.einsum("bdn,bn->bd", h, C[:, :, t]))
+    return torch.stack(ys, -1) + D[:, None] * u
 
 
 def scan(shape: tuple[int, ...], n: int, channels_last: bool) -> Callable[[torch.dtype, str], Work]:
@@ -73,15 +90,21 @@ def scan(shape: tuple[int, ...], n: int, channels_last: bool) -> Callable[[torch
         tensors["delta_bias"] = torch.randn(c, device=device) * 0.1
         options = {"delta_softplus": True, "channels_last": channels_last}
         elements = b * c * length
+        loop_tensors = {  # leaves of its own: the loop has one layout, and this is the one it is fastest in
+            k: (t.transpose(1, 2).contiguous() if channels_last and t.ndim == 3 else t).requires_grad_()
+            for k, t in tensors.items()
+        }
         return Work(
             tensors,
             lambda **t: ops.selective_scan(**t, **options, backend="native"),
             {
+                "loop": scan_loop,
                 "reference": lambda **t: ops.selective_scan_ref(**t, **options),
                 "torch": lambda **t: ops.selective_scan(**t, **options, backend="torch"),
             },
             3 * elements + 2 * n * b * length,
             5 * elements + 4 * n * b * length,
+            {"loop": loop_tensors},
         )
 
     return make
@@ -202,14 +225,15 @@ def measure(work: Work, dtype: torch.dtype, device: str, seconds: float, slow: b
     """Milliseconds of kernel, rivals and copies, forward (without gradients) and backward."""
     clock, calls = Clock(device), {"native": work.run, **(work.rivals if slow else {})}
     jobs: dict[str, Callable[[], float]] = {}
-    leaves = {k: t.detach().requires_grad_() for k, t in work.tensors.items()}
+    shared = {k: t.detach().requires_grad_() for k, t in work.tensors.items()}
     for name, call in calls.items():
+        leaves = work.own.get(name, shared)
 
-        def forward(call: Callable[..., Tensor] = call) -> float:
+        def forward(call: Callable[..., Tensor] = call, leaves: dict[str, Tensor] = leaves) -> float:
             with torch.no_grad():
-                return clock(lambda: call(**work.tensors))
+                return clock(lambda: call(**leaves))
 
-        def backward(call: Callable[..., Tensor] = call) -> float:
+        def backward(call: Callable[..., Tensor] = call, leaves: dict[str, Tensor] = leaves) -> float:
             out = call(**leaves)
             grad = torch.ones_like(out)
             return clock(lambda: torch.autograd.grad(out, list(leaves.values()), grad))
@@ -234,7 +258,7 @@ def report_line(case: str, ms: dict[str, float]) -> dict[str, Any]:
         ours = ms[f"native {way}"]
         row[f"{way} share of copy"] = ms[f"copy {way}"] / ours
         text += f" {way} {ours:8.3f} ms, copy {ms[f'copy {way}']:7.3f} ({row[f'{way} share of copy']:4.0%})"
-        for rival in ("reference", "torch"):
+        for rival in ("loop", "reference", "torch"):
             if f"{rival} {way}" in ms:
                 row[f"{way} times faster than {rival}"] = ms[f"{rival} {way}"] / ours
                 text += f", {row[f'{way} times faster than {rival}']:6.1f}x {rival}"
@@ -269,13 +293,15 @@ def main() -> None:
     parser.add_argument("--isa", help="force an instruction set of the CPU kernels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0, help="per case")
+    parser.add_argument("--keep-freed", action="store_true", help="keep freed memory, as the trainer does (CPU)")
     parser.add_argument("--no-reference", action="store_true", help="skip the slow rivals")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", action="store_true", help="also draw the shares (needs matplotlib)")
     options = parser.parse_args()
     gpu = options.device == "cuda"
     if not gpu:
-        ops.keep_freed_memory()
+        if options.keep_freed:
+            ops.keep_freed_memory()
         torch.set_num_threads(options.threads)
     if options.isa:
         native.force_isa(options.isa)

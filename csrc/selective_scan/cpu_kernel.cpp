@@ -20,14 +20,22 @@ constexpr int64_t kSavedBytes = 512 << 10;  // states that a backward stretch ma
 template <class T>
 constexpr int kMost = sizeof(T) == 4 ? 4 : 1;
 
-// How the channels of a group are cut into blocks of kMost vectors, or of one where that wastes fewer lanes.
+// The forward pass has registers to spare for twice as many states where there are 32; rows are then read in longer pieces.
+#if defined(__AVX512F__)
+template <class T>
+constexpr int kMostForward = 2 * kMost<T>;
+#else
+template <class T>
+constexpr int kMostForward = kMost<T>;
+#endif
+
+// How the channels of a group are cut into blocks of `most` vectors, or of one where that wastes fewer lanes.
 template <class T>
 struct Cut {
   int64_t per_group, blocks, width;
   int vectors;
 
-  explicit Cut(const ScanArgs& a) {
-    constexpr int most = kMost<T>;
+  explicit Cut(const ScanArgs& a, int most = kMost<T>) {
     per_group = a.dim / (a.groups ? a.groups : 1);
     const int64_t wide = most * kLanes<T>, narrow = kLanes<T>;
     const int64_t wide_blocks = (per_group + wide - 1) / wide, narrow_blocks = (per_group + narrow - 1) / narrow;
@@ -38,7 +46,18 @@ struct Cut {
 };
 
 template <class T>
-int64_t tasks(const ScanArgs& a) {
+Cut<T> forward_cut(const ScanArgs& a) {
+  // Where time is contiguous, rows come from scratch memory, and narrow blocks keep it in the first-level cache.
+  const bool fits = a.groups > 0 && a.u.channel == 1 && a.dim / a.groups % (kMostForward<T> * kLanes<T>) == 0;
+  return Cut<T>(a, fits ? kMostForward<T> : kMost<T>);
+}
+
+template <class T>
+int64_t forward_tasks(const ScanArgs& a) {
+  return forward_cut<T>(a).tasks(a);
+}
+template <class T>
+int64_t backward_tasks(const ScanArgs& a) {
   return Cut<T>(a).tasks(a);
 }
 
@@ -94,46 +113,47 @@ template <class T, int NV, bool One>
 OPENREC_INLINE void forward_steps(const Task<T, NV>& task, bool soft, int64_t states, int64_t steps, Rows<T> u,
                                   Rows<T> delta, Rows<T> z, Rows<T> out, Coefficients<T> B, Coefficients<T> C,
                                   int64_t first) {
-  constexpr int L = kLanes<T>;
-  Vec<T> h[NV], dt[NV], x[NV], y[NV];
+  constexpr int L = kLanes<T>, Q = NV < kMost<T> ? NV : kMost<T>;  // vectors that are worked on together
+  Vec<T> h[NV], dt[Q], x[Q], y[Q];
   if (One) OPENREC_UNROLL for (int v = 0; v < NV; ++v) h[v] = load(task.h + v * L);
   for (int64_t i = 0; i < steps; ++i) {
-    const T *pu = u.at(i), *pd = delta.at(i);
-    T* po = out.at(i);
-    OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
-      dt[v] = load(pd + v * L) + load(task.bias + v * L);
-      __builtin_prefetch(pu + kStepsAhead * u.stride + v * L);  // rows of a block are pieces of rows in memory
-      __builtin_prefetch(pd + kStepsAhead * delta.stride + v * L);
-    }
-    if (soft) OPENREC_UNROLL for (int v = 0; v < NV; ++v) dt[v] = softplus(dt[v]);
-    OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
-      x[v] = load(pu + v * L);
-      y[v] = load(task.d + v * L) * x[v];
-      x[v] = x[v] * dt[v];
-    }
-    if (One) {
-      const T b = B.at(first + i, 0), c = C.at(first + i, 0);
-      OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
-        h[v] = decay(dt[v] * load(task.rate + v * L)) * h[v] + x[v] * b;
-        y[v] = y[v] + h[v] * c;
+    OPENREC_UNROLL for (int q = 0; q < NV; q += Q) {
+      const T *pu = u.at(i) + q * L, *pd = delta.at(i) + q * L;
+      OPENREC_UNROLL for (int v = 0; v < Q; ++v) {
+        dt[v] = load(pd + v * L) + load(task.bias + (q + v) * L);
+        __builtin_prefetch(pu + kStepsAhead * u.stride + v * L);  // rows of a block are pieces of rows in memory
+        __builtin_prefetch(pd + kStepsAhead * delta.stride + v * L);
       }
-    } else {
-      for (int64_t n = 0; n < states; ++n) {
-        const T b = B.at(first + i, n), c = C.at(first + i, n);
-        T* const ph = task.h + n * task.W;
-        const T* const rate = task.rate + n * task.W;
-        OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
-          const Vec<T> hn = decay(dt[v] * load(rate + v * L)) * load(ph + v * L) + x[v] * b;
-          store(ph + v * L, hn);
-          y[v] = y[v] + hn * c;
+      if (soft) OPENREC_UNROLL for (int v = 0; v < Q; ++v) dt[v] = softplus(dt[v]);
+      OPENREC_UNROLL for (int v = 0; v < Q; ++v) {
+        x[v] = load(pu + v * L);
+        y[v] = load(task.d + (q + v) * L) * x[v];
+        x[v] = x[v] * dt[v];
+      }
+      if (One) {
+        const T b = B.at(first + i, 0), c = C.at(first + i, 0);
+        OPENREC_UNROLL for (int v = 0; v < Q; ++v) {
+          h[q + v] = decay(dt[v] * load(task.rate + (q + v) * L)) * h[q + v] + x[v] * b;
+          y[v] = y[v] + h[q + v] * c;
+        }
+      } else {
+        for (int64_t n = 0; n < states; ++n) {
+          const T b = B.at(first + i, n), c = C.at(first + i, n);
+          T* const ph = task.h + n * task.W + q * L;
+          const T* const rate = task.rate + n * task.W + q * L;
+          OPENREC_UNROLL for (int v = 0; v < Q; ++v) {
+            const Vec<T> hn = decay(dt[v] * load(rate + v * L)) * load(ph + v * L) + x[v] * b;
+            store(ph + v * L, hn);
+            y[v] = y[v] + hn * c;
+          }
         }
       }
+      if (z.p) OPENREC_UNROLL for (int v = 0; v < Q; ++v) {
+          const Vec<T> gate = load(z.at(i) + (q + v) * L);
+          y[v] = y[v] * (gate * sigmoid(gate));
+        }
+      OPENREC_UNROLL for (int v = 0; v < Q; ++v) store(out.at(i) + (q + v) * L, y[v]);
     }
-    if (z.p) OPENREC_UNROLL for (int v = 0; v < NV; ++v) {
-        const Vec<T> gate = load(z.at(i) + v * L);
-        y[v] = y[v] * (gate * sigmoid(gate));
-      }
-    OPENREC_UNROLL for (int v = 0; v < NV; ++v) store(po + v * L, y[v]);
   }
   if (One) OPENREC_UNROLL for (int v = 0; v < NV; ++v) store(task.h + v * L, h[v]);
 }
@@ -167,15 +187,21 @@ void forward_task(const ScanArgs& a, const Cut<T>& cut, int64_t index, T* scratc
 
 template <class T>
 size_t forward_scratch(const ScanArgs& a) {
-  const int64_t width = Cut<T>(a).width;
+  const int64_t width = forward_cut<T>(a).width;
   return sizeof(T) * size_t(width * (3 * a.state + 2 + 4 * kStretch));
 }
 
 template <class T>
 void forward(const ScanArgs& a, int64_t begin, int64_t end, void* scratch) {
-  const Cut<T> cut(a);
-  for (int64_t i = begin; i < end; ++i)
-    cut.vectors == 1 ? forward_task<T, 1>(a, cut, i, (T*)scratch) : forward_task<T, kMost<T>>(a, cut, i, (T*)scratch);
+  const Cut<T> cut = forward_cut<T>(a);
+  for (int64_t i = begin; i < end; ++i) {
+    if (cut.vectors == 1)
+      forward_task<T, 1>(a, cut, i, (T*)scratch);
+    else if (cut.vectors == kMost<T>)
+      forward_task<T, kMost<T>>(a, cut, i, (T*)scratch);
+    else
+      forward_task<T, kMostForward<T>>(a, cut, i, (T*)scratch);
+  }
 }
 
 // ----------------------------------------------------------------------------------------------------------- backward
@@ -396,8 +422,8 @@ int64_t scan_blocks(const ScanArgs& a, bool is_double) {
 
 template <class T>
 static Pair<ScanArgs> pair() {
-  return {{tasks<T>, forward_scratch<T>, forward<T>},
-          {tasks<T>, backward_scratch<T>, backward<T>}};
+  return {{forward_tasks<T>, forward_scratch<T>, forward<T>},
+          {backward_tasks<T>, backward_scratch<T>, backward<T>}};
 }
 Pair<ScanArgs> scan_f32() { return pair<float>(); }
 Pair<ScanArgs> scan_f64() { return pair<double>(); }
