@@ -146,7 +146,8 @@ class Preprocessor:
         assert sizes is not None
         if sizes["kind"] == "buckets":
             q = int(geometry.bucket(ratio, sizes["min_ratio"], sizes["max_ratio"]))
-            return geometry.bucket_size(q, sizes["base_shape"], sizes["base_h"])
+            width, height = geometry.bucket_size(q, sizes["base_shape"], sizes["base_h"])
+            return width, height
         width, height = sizes["size"]
         if sizes.get("max_width"):
             width = _DIVISOR * max(1, round(min(ratio * height, sizes["max_width"]) / _DIVISOR))
