@@ -59,7 +59,7 @@ def evaluate_config(config: Mapping[str, Any]) -> dict[str, Any]:
         model = build_model(config["Architecture"])
         summary.log_model(model, charset, classes)
         state = read_checkpoint(checkpoint_of(options))
-        _load(model, state, checkpoint_of(options), charset.characters)
+        fill_model(model, state, checkpoint_of(options), charset.characters)
         bar = show_bar(options["progress_bar"], world.is_main)
         evaluator = Evaluator(loader, post_process, config["Metric"], world, amp=options["use_amp"], bar=bar)
         metrics = evaluator.evaluate(model.to(world.device))
@@ -71,7 +71,12 @@ def evaluate_config(config: Mapping[str, Any]) -> dict[str, Any]:
         stop_logging()
 
 
-def _load(model: Any, state: Mapping[str, Any], path: Path, characters: Any) -> None:
+def fill_model(model: Any, state: Mapping[str, Any], path: Path, characters: Any) -> None:
+    """Load the weights to evaluate (averaged ones where there are any).
+
+    Raises:
+        CheckpointError: another dictionary, or weights that leave some of the model as it is.
+    """
     theirs = state.get("charset")
     if theirs and list(theirs["characters"]) != list(characters):
         raise CheckpointError(

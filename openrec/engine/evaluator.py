@@ -33,6 +33,7 @@ class Evaluator:
         metric_config: the config's ``Metric``.
         amp: bf16 autocast, as in training.
         bar: show a progress bar.
+        lists: keep the numbers by length and by ratio under the rule too.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Evaluator:
         *,
         amp: bool = False,
         bar: bool = False,
+        lists: bool = False,
     ) -> None:
+        self.lists = lists
         self.loader, self.post_process, self.world, self.amp, self.bar = loader, post_process, world, amp, bar
         self.metric, self.rule = build_metric(metric_config), build_metric(metric_config)
         self.main_indicator: str = self.metric.main_indicator
@@ -130,7 +133,7 @@ class Evaluator:
         if "correct" in counts:
             totals["correct"] = counts["correct"]
         rule = self.rule.get_metric()
-        totals.update({RULE + k: v for k, v in rule.items() if not isinstance(v, list)})
+        totals.update({RULE + k: v for k, v in rule.items() if self.lists or not isinstance(v, list)})
         return totals
 
 

@@ -31,18 +31,18 @@ input, select {{ font: inherit; padding: .25rem .5rem; }}
 table {{ border-collapse: collapse; width: 100%; }}
 th {{ text-align: left; font-weight: 600; }}
 th, td {{ padding: .45rem .7rem; border-bottom: 1px solid var(--line); vertical-align: middle; }}
-td.picture {{ width: {width}px; }}
-td.picture img {{ max-width: 100%; display: block; background: var(--soft); }}
+td.picture {{ width: 44%; max-width: {width}px; }}
+td.picture img {{ max-width: 100%; min-height: 40px; display: block; background: var(--soft); }}
 .text {{ font-size: 1.35rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .text span {{ border-bottom: .22em solid; border-radius: 1px; margin-right: 1px; }}
-.score {{ font-variant-numeric: tabular-nums; text-align: right; }}
+.score {{ font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }}
 tr.failed .text {{ font-size: 1rem; color: #c0392b; }}
 tr.wrong td.score::after {{ content: " \\2717"; color: #c0392b; }}
 .truth {{ font-size: 1rem; color: #c0392b; }}
 .key span {{ border-bottom: .22em solid; padding: 0 .3em; margin-right: .4em; }}
 </style></head><body>
 <h1>{title}</h1>
-<p class="quiet">{subtitle}</p>
+<p class="quiet">{subtitle}<br><span id="told"></span></p>
 <p class="key quiet">Under each character its probability:
 {key} Hover to see the number. The score is their mean.</p>
 <div class="tools"><input id="find" type="search" placeholder="find text or file" aria-label="find text or file">
@@ -51,7 +51,7 @@ tr.wrong td.score::after {{ content: " \\2717"; color: #c0392b; }}
 <table><thead><tr><th>picture</th><th>read</th><th class="score">score</th></tr></thead><tbody id="rows">
 """
 _TAIL = """</tbody></table>
-<p class="quiet">{summary}</p>
+<p class="quiet" id="summary">{summary}</p>
 <script>
 const body = document.getElementById("rows"), rows = [...body.rows];
 const find = document.getElementById("find"), order = document.getElementById("order");
@@ -71,6 +71,7 @@ order.onchange = () => {{
   body.append(...sorted);
 }};
 find.oninput = show;
+document.getElementById("told").textContent = document.getElementById("summary").textContent;
 show();
 </script></body></html>
 """
