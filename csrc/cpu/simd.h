@@ -276,9 +276,9 @@ OPENREC_INLINE Vec<float> exp2(Vec<float> x) {
   const Vec<float> r = x - split.whole();
   // Even and odd powers in pairs: half the latency of Horner's rule, and the scan waits for latency.
   const Vec<float> r2 = r * r;
-  Vec<float> p = r2 * 1.534580786e-4f + (r * 1.339993157e-3f + 9.618488976e-3f);
-  p = p * r2 + (r * 5.550328776e-2f + 2.402264689e-1f);
-  p = p * r2 + (r * 6.931472057e-1f + 1.0f);
+  Vec<float> p = r2 * 1.532431524e-4f + (r * 1.339095860e-3f + 9.618517561e-3f);
+  p = p * r2 + (r * 5.550359590e-2f + 2.402264759e-1f);
+  p = (p * r + 6.931471825e-1f) * r + 1.0f;  // one rounding at the end, not two
   return split.scale(p);
 }
 
@@ -290,20 +290,19 @@ OPENREC_INLINE Vec<float> exp_minus_magnitude(Vec<float> x) {
   Vec<float> r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   const Vec<float> r2 = r * r;
-  Vec<float> p = r2 * 1.383684225e-3f + (r * 8.374816022e-3f + 4.166822565e-2f);
-  p = p * r2 + (r * 1.666642017e-1f + 4.999999208e-1f);
-  p = p * r2 + (r + 1.0f);
+  Vec<float> p = r2 * 1.381461322e-3f + (r * 8.368709902e-3f + 4.166838737e-2f);
+  p = p * r2 + (r * 1.666652069e-1f + 4.999999345e-1f);
+  p = (p * r2 + r) + 1.0f;
   return split.scale(p);
 }
 
-// log(1 + y) for y in [0, 1], relative error 1e-7 also for tiny y; a polynomial, because a division would cost more.
+// log(1 + y) = y + y^2 Q(y) for y in [0, 1], relative error 1e-7 also for tiny y; a division would cost more.
 OPENREC_INLINE Vec<float> log1p_unit(Vec<float> y) {
   const Vec<float> y2 = y * y;
-  Vec<float> p = y2 * 5.232629255e-3f + (7.822555705e-2f - y * 2.950498656e-2f);
-  p = p * y2 + (1.910599283e-1f - y * 1.366321397e-1f);
-  p = p * y2 + (3.331909649e-1f - y * 2.484297903e-1f);
-  p = p * y2 + (9.999999699e-1f - y * 4.999949313e-1f);
-  return p * y;
+  Vec<float> q = (y * 5.364820110e-3f - 3.006577677e-2f) * y2 + (y * 7.920451258e-2f - 1.375380059e-1f);
+  q = q * y2 + (y * 1.915365421e-1f - 2.485716351e-1f);
+  q = q * y2 + (y * 3.332132260e-1f - 4.999964796e-1f);
+  return q * y2 + y;
 }
 
 // Decay factors are 2^(delta * A log2(e)) in float32, where one multiplication is saved, and e^(delta * A) in float64.
