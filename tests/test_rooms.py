@@ -10,12 +10,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms in the order of the flow. A module may import from earlier rooms and from its own.
 ROOMS = [
     ("version", "errors"),
-    ("registry", "charset"),
+    ("registry", "charset", "curves"),
     ("config", "config_schema", "config_yaml", "config_charset", "config_check", "cli"),
     ("preprocess",),
     ("data",),
     ("ops",),
-    ("modeling.layers",),
+    ("modeling.layers", "modeling.record"),
     ("modeling.transforms",),
     ("modeling.encoders",),
     ("modeling.decoders",),
