@@ -31,13 +31,12 @@ def call_scan(
     D, delta_bias = (None if t is None else t.to(dtype) for t in (D, delta_bias))
     B, C = _grouped(u, B, C)
     out_type = u.dtype
-    if u.is_cuda:  # the GPU kernels read one storage type
-        common = u.dtype
-        for t in (delta, B, C, *(() if z is None else (z,))):
-            common = torch.promote_types(common, t.dtype)
-        common = dtype if dtype == torch.float64 else common
-        u, delta, B, C = (t.to(common) for t in (u, delta, B, C))
-        z = None if z is None else z.to(common)
+    if u.is_cuda:  # the GPU kernels read one storage type, B and C in any
+        common = torch.promote_types(u.dtype, delta.dtype)
+        common = common if z is None else torch.promote_types(common, z.dtype)
+        if dtype == torch.float64:
+            common, B, C = dtype, B.to(dtype), C.to(dtype)
+        u, delta, z = u.to(common), delta.to(common), None if z is None else z.to(common)
     channels_last = u.stride(1) == 1 and u.shape[1] > 1
     if channels_last:
         u, delta, z = u.transpose(1, 2), delta.transpose(1, 2), None if z is None else z.transpose(1, 2)

@@ -193,6 +193,8 @@ class DASSM(nn.Module):
         self.da_scan = Dynamic_Adaptive_Scan(d_model, group, das_init=das_init, op_backend=op_backend)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # once for both that read it
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         c = F.silu(self.conv2d(_pointwise(self.in_proj, x)))
         sampled = self.da_scan(x, c.permute(0, 2, 3, 1))  # offsets come from x, not from c
         y = self.scan(sampled)
