@@ -7,8 +7,10 @@
     options: --shapes S2 S5 --dtypes float32 bfloat16 --ops scan dcnv3 --isa avx2 --out results/name.json --plot
 
 Rivals: "loop" is the scan as Mamba's paper writes it, a Python loop over [B, D, L], and has no other layout; "reference"
-is the definition beside the operator (for dcnv3 grid_sample), in the layout of the case; "torch" is the fastest form that
-plain PyTorch allows, which runs where nothing is compiled. Floor bytes count every array once (csrc/README.md). The copy reads and writes that many bytes in total. "share" is the
+is the definition beside the operator (for dcnv3 grid_sample), in the layout of the case; "torch" is the fastest form
+that plain PyTorch allows, which runs where nothing is compiled.
+
+Floor bytes count every array once (csrc/README.md). The copy reads and writes that many bytes in total. "share" is the
 copy's time over the operator's: 1 would be a kernel that costs no more than moving its data. Medians of interleaved
 rounds; on CPU the thread's processor time, on GPU events with the second-level cache flushed before every call.
 """
