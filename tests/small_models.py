@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 # What replaces the sizes of a full configuration, by name. A part that is small in any case needs no entry.
-SMALLER: dict[str, dict[str, Any]] = {}
+SMALLER: dict[str, dict[str, Any]] = {
+    "NRTRDecoder": {"num_decoder_layers": 2},
+    "SATRNEncoder": {"d_model": 64, "n_layers": 2, "d_inner": 96},
+    "True2DDecoder": {"d_model": 64, "n_layers": 2, "d_inner": 96},
+    "True2DEncoder": {"d_model": 64, "n_layers": 2, "d_inner": 96},
+}
 
 
 def shrink(architecture: dict[str, Any]) -> None:

@@ -168,18 +168,20 @@ class ConvBNLayer(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.conv(x)) if self.training else self._folded(x))
+        return self.act(conv_norm(x, self.conv, self.norm))
 
-    def _folded(self, x: Tensor) -> Tensor:
-        """With fixed statistics the norm is a factor and a shift per channel: part of the convolution."""
-        conv, norm = self.conv, self.norm
-        assert norm.running_mean is not None and norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift = norm.bias - norm.running_mean * scale
-        if conv.bias is not None:
-            shift = shift + conv.bias * scale
-        weight = conv.weight * scale.view(-1, 1, 1, 1)
-        return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """``norm(conv(x))``; with fixed statistics the norm is a factor and a shift per channel: part of the kernel."""
+    if norm.training:
+        return norm(conv(x))
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class LayerNorm2d(nn.Module):
