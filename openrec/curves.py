@@ -134,7 +134,7 @@ def _draw(axis: Any, panel: tuple[Any, ...], keys: Sequence[str], logs: Sequence
         axis.set_yscale("log")
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("optimizer step", fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.3)
     if any(line.get_label() and not line.get_label().startswith("_") for line in axis.get_lines()):
         axis.legend(fontsize=7)

@@ -40,9 +40,9 @@ def main() -> None:
     recognizer = load(model, config=config, device=device, branch=a.branch, amp=a.amp)
     each = None
     if a.explain:
-        from openrec.explaining import page_writer
+        from openrec.reading.word_page import page_writer
 
-        each = page_writer(recognizer, a.explain)
+        each = page_writer(recognizer, a.explain, a.max_pixels)
     tally = read_to_files(
         recognizer, images, a.output, file_format=a.format, page=a.html, labels=a.labels, batch_size=a.batch_size,
         workers=a.workers, max_pixels=a.max_pixels, show=not a.quiet, each=each,

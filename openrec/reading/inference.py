@@ -90,7 +90,7 @@ def read_to_files(
     max_pixels: int = MAX_PIXELS,
     show: bool = True,
     bar: bool | None = None,
-    each: Callable[[Any, Source], None] | None = None,
+    each: Callable[[Source], Any] | None = None,
 ) -> Tally:
     """Read ``images`` and write the results in their order.
 
@@ -100,7 +100,7 @@ def read_to_files(
         labels: label file with the true texts, shown on the page where they differ.
         show: print a line for each picture.
         bar: progress bar on stderr; None: where that is a terminal.
-        each: called with each result and its picture.
+        each: called with each picture after it was read.
     """
     names = sources(images)
     truths: Mapping[str, str] = truths_of(labels, [s.name for s in names]) if labels else {}
@@ -121,7 +121,7 @@ def read_to_files(
             if html is not None:
                 html.add(text, names[number])
             if each is not None:
-                each(text, names[number])
+                each(names[number])
             if show:
                 tqdm.write(_line(number, text), file=sys.stdout)
     return tally
