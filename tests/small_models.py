@@ -25,7 +25,7 @@ def shrink(architecture: dict[str, Any]) -> None:
 def _shrink_stages(encoder: dict[str, Any]) -> None:
     """At most one block of a kind per stage."""
     mixer = [sorted(dict.fromkeys(stage), key=stage.index) for stage in encoder["mixer"]]
-    encoder |= {"dims": [32, 32, 64], "num_heads": [1, 2, 2], "depths": [len(m) for m in mixer], "mixer": mixer}
+    encoder |= {"dims": [32, 32, 64], "num_heads": [1, 2, 4], "depths": [len(m) for m in mixer], "mixer": mixer}
     for key in ("num_convs", "kernel_sizes"):
         if key in encoder:
             encoder[key] = [stage[: len(m)] for stage, m in zip(encoder[key], mixer)]

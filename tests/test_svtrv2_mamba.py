@@ -49,17 +49,11 @@ def test_parameter_count(options, count):
 
 # ---------------------------------------------------------------------------- ranks
 
+MAPS = [name for name, mixer in MIXERS.items() if mixer.in_rank == 4 and name != "FGlobal"]
 ILLEGAL = {
-    ("Conv", "Global"): "use FGlobal for the first attention block",
-    ("Mamba", "Global"): "use FGlobal for the first attention block",
-    ("FMamba", "Global"): "use FGlobal for the first attention block",
-    ("FGlobalRe2D", "Global"): "use FGlobal for the first attention block",
+    **{(a, "Global"): "use FGlobal for the first attention block" for a in MAPS},
     **{(a, "FGlobal"): "already flattened; use Global" for a in ("Global", "FGlobal")},
-    **{
-        (a, b): "use FGlobalRe2D there to keep 2-D"
-        for a in ("Global", "FGlobal")
-        for b in ("Conv", "Mamba", "FMamba", "FGlobalRe2D")
-    },
+    **{(a, b): "use FGlobalRe2D there to keep 2-D" for a in ("Global", "FGlobal") for b in MAPS},
 }
 
 
@@ -84,7 +78,7 @@ def test_every_pair_of_mixers_runs_or_names_the_repair(pair, across):
     assert out.ndim == model.out_rank == MIXERS[pair[1]].out_rank
 
 
-@pytest.mark.parametrize("name", ["Mambo", "Mamba1D", "conv", ""])
+@pytest.mark.parametrize("name", ["Mambo", "Mamba2D", "conv", ""])
 def test_unknown_mixers_are_refused_with_the_nearest(name):
     with pytest.raises(ConfigError, match=r"no mixer is called|is no mixer"):
         small(mixer=["Conv", ["Conv", name], "Mamba"])

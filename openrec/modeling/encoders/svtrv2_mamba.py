@@ -16,6 +16,7 @@ import torch
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.dassm import DASSM, ConvFFN, DASSMBlock, Dynamic_Adaptive_Scan, ResDWC
 from openrec.modeling.encoders.svtrv2_blocks import ConvBlock, POPatchEmbed
+from openrec.modeling.encoders.svtrv2_mixers import check_mixer_cfg
 from openrec.modeling.encoders.svtrv2_plan import MIXERS, check_division, make_plan
 from openrec.modeling.encoders.svtrv2_stage import BlockOptions, SVTRStage, SVTRv2Skeleton
 from openrec.modeling.layers import LayerNorm2d
@@ -41,13 +42,13 @@ class SVTRv2Mamba(SVTRv2Skeleton):
     """SVTRv2 encoder with convolution, attention and DA-Mamba blocks.
 
     Args:
-        max_sz: largest image (height, width); sizes the position table only.
+        max_sz: largest image (height, width); sizes the position tables only (also those of 'True2D' and 'DAT').
         out_channels: width of the output with ``last_stage``; otherwise the features have ``dims[-1]`` channels.
         depths, dims: blocks and channels per stage.
         num_heads: per stage, attention heads and also groups of the convolution blocks; divides ``dims``.
         head_dim: channels that share a sampling offset in a Mamba block; divides ``dims`` where Mamba is used.
-        mixer: per stage, a list of block names or a compact string ('Conv*4, Mamba*2'). 'Conv', 'Mamba' and
-            'FGlobalRe2D' keep the 2-D map, 'FGlobal' flattens it for 'Global'. 'FMamba' is 'Mamba'.
+        mixer: per stage, a list of block names or a compact string ('Conv*4, Mamba*2'). 'FGlobal' flattens the 2-D
+            map for 'Global'; every other mixer of ``svtrv2_plan.MIXERS`` keeps it. 'FMamba' is 'Mamba'.
         sub_k: stride (vertical, horizontal) of the transition after each stage; the last entry is unused.
         drop_rate, attn_drop_rate, last_drop: dropout; drop_path_rate: stochastic depth of the last block.
         last_stage: average the height, -> ``[B, W, out_channels]``. feat2d: return a map ``[B, C, H, W]``.
@@ -57,7 +58,8 @@ class SVTRv2Mamba(SVTRv2Skeleton):
         d_state, d_conv, ssm_expand, dt_rank: state-space sizes. das_init: 'zero' offsets or 'trunc_normal'.
         scan_order: 'row' or 'col'. mamba_init: 'svtr' or 'damamba' weights.
         op_backend: 'auto', 'torch' or 'reference' (slow, for comparisons).
-        mixer_cfg: further arguments by mixer, ``{Mamba: {layerscale: True}}``.
+        mixer_cfg: further arguments by mixer, ``{Mamba: {layerscale: True}, DAT: {stride: [2, 2]}}``; those that a
+            mixer lists in ``per_stage`` also as one value per stage, ``{DAT: {n_groups: [1, 2, 4]}}``.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class SVTRv2Mamba(SVTRv2Skeleton):
         plan = make_plan(mixer, depths)
         if any("FMamba" in names for names in plan.mixers):
             warn_once("Encoder.mixer", "FMamba", 'Encoder.mixer: "FMamba" is another name of "Mamba"; write "Mamba".')
-        extra = _mamba_extra(mixer_cfg or {})
+        extra, others = _split_mixer_cfg(mixer_cfg or {})
         with_mamba = [i for i, names in enumerate(plan.mixers) if set(names) & set(MAMBA)]
         width = extra.get("head_dim", head_dim)
         check_division([d if i in with_mamba else 0 for i, d in enumerate(dims)], [width] * len(dims), "head_dim")
@@ -122,6 +124,7 @@ class SVTRv2Mamba(SVTRv2Skeleton):
                 "op_backend": op_backend,
                 **extra,
             },
+            mixer_cfg=others,
         )
         super().__init__(
             plan,
@@ -150,16 +153,25 @@ class SVTRv2Mamba(SVTRv2Skeleton):
         return super().no_weight_decay() | {"A_logs", "token_mixer.Ds", "dt_projs_bias"}
 
 
-def _mamba_extra(mixer_cfg: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """``mixer_cfg`` of the Mamba blocks, checked against ``DASSMBlock``."""
+def _split_mixer_cfg(
+    mixer_cfg: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+    """Arguments of ``DASSMBlock``, and by name those of the mixers that have a file of their own; both checked."""
     known = [name for name in parameters(DASSMBlock) if name not in ("dim", "drop_path")]
     extra: dict[str, Any] = {}
+    others: dict[str, Mapping[str, Any]] = {}
     for mixer, arguments in mixer_cfg.items():
+        if mixer in MIXERS and MIXERS[mixer].target:
+            others[mixer] = arguments or {}
+            continue
         if mixer not in MAMBA:
-            hint = nearest(mixer, MIXERS) if mixer not in MIXERS else f" {mixer} takes none; only Mamba does."
+            takers = ", ".join(name for name in MIXERS if MIXERS[name].target)
+            none = f" {mixer} takes none; only Mamba does, and {takers}."
+            hint = nearest(mixer, MIXERS) if mixer not in MIXERS else none
             raise ConfigError(f"Encoder.mixer_cfg.{mixer}: no extra arguments for this mixer.{hint}")
         for key, value in arguments.items():
             if key not in known:
                 raise ConfigError(f"Encoder.mixer_cfg.{mixer}.{key}: DASSMBlock has no such key.{nearest(key, known)}")
             extra[key] = value
-    return extra
+    check_mixer_cfg(others, BlockOptions().offer())
+    return extra, others

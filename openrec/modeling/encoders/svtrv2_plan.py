@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from openrec.errors import ConfigError
 from openrec.registry import nearest
 
 
 class Mixer(NamedTuple):
-    """Ranks of a mixer; ``pre_norm``: its block leaves the residual stream without a closing norm."""
+    """Ranks of a mixer; ``pre_norm``: its block leaves the residual stream without a closing norm.
+
+    ``target`` is the block's ``module:Class`` (see ``svtrv2_mixers``; empty: a block of the skeleton itself) and
+    ``fixed`` are arguments that make this name a variant of it.
+    """
 
     in_rank: int
     out_rank: int
     pre_norm: bool = False
+    target: str = ""
+    fixed: Mapping[str, Any] = {}
 
 
+_HERE = "openrec.modeling.encoders."
 MIXERS: dict[str, Mixer] = {
     "Conv": Mixer(4, 4),
     "Mamba": Mixer(4, 4, pre_norm=True),
@@ -29,6 +36,12 @@ MIXERS: dict[str, Mixer] = {
     "Global": Mixer(3, 3),
     "FGlobal": Mixer(4, 3),
     "FGlobalRe2D": Mixer(4, 4),
+    "True2D": Mixer(4, 4, True, _HERE + "true2d:True2DBlock", {"shift": False}),
+    "True2DShifted": Mixer(4, 4, True, _HERE + "true2d:True2DBlock", {"shift": True}),
+    "Mamba1D": Mixer(4, 4, True, _HERE + "mamba1d:Mamba1DBlock", {"bidirectional": False}),
+    "BiMamba1D": Mixer(4, 4, True, _HERE + "mamba1d:Mamba1DBlock", {"bidirectional": True}),
+    "DAT": Mixer(4, 4, True, _HERE + "dat:DATBlock"),
+    "ReAttn": Mixer(4, 4, True, _HERE + "reattn:ReAttnBlock"),
 }
 
 

@@ -30,7 +30,8 @@ from openrec.modeling.encoders.svtrv2_blocks import (
     SubSample1D,
     SubSample2D,
 )
-from openrec.modeling.encoders.svtrv2_plan import Plan, check_division, check_stages, per_block
+from openrec.modeling.encoders.svtrv2_mixers import build_mixer, map_sizes, stage_arguments
+from openrec.modeling.encoders.svtrv2_plan import MIXERS, Plan, check_division, check_stages, per_block
 from openrec.modeling.layers import LayerNorm2d, drop_path_rates, init_svtr
 
 logger = logging.getLogger("openrec")
@@ -57,6 +58,9 @@ class BlockOptions:
     act_layer: Act = nn.GELU
     eps: float = 1e-6
     mamba: Mapping[str, Any] = field(default_factory=dict)  # arguments of DASSMBlock
+    map_size: Size = (8, 32)  # (height, width) of the map for the largest image
+    index: int = 0  # place of the block in its stage
+    mixer_cfg: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mixer, of those with a target
 
     def common(self) -> dict[str, Any]:
         names = ("mlp_ratio", "drop", "drop_path_rate", "norm_layer", "act_layer", "eps")
@@ -64,6 +68,12 @@ class BlockOptions:
 
     def attention(self) -> dict[str, Any]:
         return {"qkv_bias": self.qkv_bias, "qk_scale": self.qk_scale, "attn_drop": self.attn_drop, **self.common()}
+
+    def offer(self) -> dict[str, Any]:
+        """What a mixer's constructor may ask for."""
+        names = ("dim", "num_heads", "map_size", "mlp_ratio", "qkv_bias", "qk_scale", "drop", "attn_drop", "act_layer")
+        own = {name: getattr(self, name) for name in (*names, "eps", "index")}
+        return {**own, "drop_path": self.drop_path_rate}
 
 
 def build_block(mixer: str, o: BlockOptions) -> list[nn.Module]:
@@ -73,6 +83,8 @@ def build_block(mixer: str, o: BlockOptions) -> list[nn.Module]:
     if mixer in ("Mamba", "FMamba"):
         shared = {"mlp_ratio": o.mlp_ratio, "drop": o.drop, "drop_path": o.drop_path_rate, "eps": o.eps}
         return [DASSMBlock(o.dim, **{**shared, "act_layer": o.act_layer, **o.mamba})]
+    if MIXERS[mixer].target:
+        return [build_mixer(mixer, o.offer(), o.mixer_cfg.get(mixer, {}))]
     if mixer == "FGlobalRe2D":
         return [FlattenBlockRe2D(o.dim, o.num_heads, **o.attention())]
     attention = Block(o.dim, o.num_heads, **o.attention())
@@ -146,6 +158,10 @@ class SVTRv2Skeleton(nn.Module):
             raise ConfigError(f"Encoder.sub_k needs a stride for each of {len(depths) - 1} transitions, got {sub_k}")
         check_division(dims, num_heads, "num_heads")
         per_stage = self._block_options(plan, options, depths, dims, num_heads, drop_path_rate, num_convs, kernel_sizes)
+        sizes = map_sizes(max_sz, sub_k, len(depths))
+        for i, blocks in enumerate(per_stage):
+            given = stage_arguments(options.mixer_cfg, i, len(depths))
+            per_stage[i] = [replace(o, map_size=sizes[i], index=j, mixer_cfg=given) for j, o in enumerate(blocks)]
         table = (max_sz[0] // 4, max_sz[1] // 4)
         self.pope = POPatchEmbed(in_channels, table, dims[0], use_pos_embed, plan.first_rank == 3, pope_bias)
         self.stages = nn.ModuleList(
