@@ -23,11 +23,10 @@ import numpy as np
 import torch
 
 from openrec.errors import ConfigError
-from openrec.metrics.text_pairs import merge_windows
 from openrec.postprocess.base import Decoded
 from openrec.postprocess.ctc_postprocess import CTCLabelDecode
 from openrec.reading.backends import choose_device
-from openrec.reading.batches import Group, Item, Prepare, grouped, stack
+from openrec.reading.batches import Group, Item, Prepare, grouped, joined, stack
 from openrec.reading.inputs import MAX_PIXELS, sources
 from openrec.reading.loading import ModelCard, open_model
 from openrec.reading.preprocessing import Preprocessor
@@ -198,17 +197,8 @@ class Recognizer:
         seconds = (time.perf_counter() - start) / len(items)
         columns = self.frames(predictions, images.shape[-1])
         if items[0].image.ndim == 4:
-            decoded, columns = [_joined(decoded)], None
+            decoded, columns = [joined(decoded)], None
         return [(item.number, _text(text, item, columns, seconds)) for item, text in zip(items, decoded)]
-
-
-def _joined(windows: list[Decoded]) -> Decoded:
-    """One text from overlapping windows of a line; a decoder that joined them itself gives one already."""
-    if len(windows) == 1:
-        return windows[0]
-    scores = [s for w in windows for s in w.char_scores]
-    mean = float(np.mean(scores)) if scores else 0.0
-    return Decoded(merge_windows([w.text for w in windows]), mean, [], [])
 
 
 def _text(decoded: Decoded, item: Item, columns: int | None, seconds: float) -> Text:

@@ -1,5 +1,7 @@
 """Small recognisers and pictures for the tests of reading."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import torch
@@ -9,6 +11,8 @@ from openrec.charset import Charset
 from openrec.checkpoint import save_checkpoint
 from openrec.modeling import build_model
 from openrec.postprocess import build_post_process
+
+ROOT = Path(__file__).resolve().parents[1]
 
 BUCKETS = """
 Global: {device: cpu, epoch_num: 1, max_text_length: 8}

@@ -132,4 +132,5 @@ def test_arabic_runs():
     arabic = Charset(tuple("ابج12"), source="dict/arabic_dict.txt")
     decode = build_post_process({"name": "CTCLabelDecode"}, charset=arabic)
     assert decode(frames([1, 2, 4, 5], classes=6))[0][0] == "12با"
+    assert decode.decode_detailed(frames([1, 2, 4, 5], classes=6))[0].positions == [2, 3, 1, 0]  # with their characters
     assert decode.labels([None, torch.tensor([[1, 2, 4, 5, 0]])]) == [("12با", 1.0)]

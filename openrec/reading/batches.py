@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 
 from openrec.errors import OpenRecError, SampleError
+from openrec.metrics.text_pairs import merge_windows
+from openrec.postprocess.base import Decoded
 from openrec.preprocess import geometry
 from openrec.reading.inputs import Source, open_source
 from openrec.reading.preprocessing import Preprocessor
@@ -124,3 +126,12 @@ def stack(items: Sequence[Item]) -> np.ndarray:
         return np.ascontiguousarray(images, np.float32)
     values = geometry.NORMALIZED[images]
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if values.ndim == 4 else values[:, None]
+
+
+def joined(windows: list[Decoded]) -> Decoded:
+    """One text from overlapping windows of a line; a decoder that joined them itself gives one already."""
+    if len(windows) == 1:
+        return windows[0]
+    scores = [s for w in windows for s in w.char_scores]
+    mean = float(np.mean(scores)) if scores else 0.0
+    return Decoded(merge_windows([w.text for w in windows]), mean, [], [])

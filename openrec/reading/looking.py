@@ -19,7 +19,7 @@ from openrec.errors import SampleError
 from openrec.modeling.decoders.rctc_decoder import RCTCDecoder
 from openrec.modeling.encoders.dassm import Dynamic_Adaptive_Scan
 from openrec.postprocess.base import Decoded
-from openrec.reading.batches import Failed, Item, Prepare, stack
+from openrec.reading.batches import Failed, Item, Prepare, joined, stack
 from openrec.reading.inputs import MAX_PIXELS, sources
 
 
@@ -128,11 +128,12 @@ def explain(recognizer: Any, image: Any, max_pixels: int = MAX_PIXELS, gradients
     device = next(model.parameters()).device
     with _listening(model) as heard, torch.set_grad_enabled(gradients):
         predictions = model(torch.from_numpy(images).to(device))
-    decoded = recognizer.decode(_detached(predictions))[0]
+    texts = recognizer.decode(_detached(predictions))
+    decoded = joined(texts) if item.image.ndim == 4 else texts[0]
     found = Explanation(item.name, decoded, _visible(images[0]), valid=item.valid)
     columns = recognizer.frames(predictions, images.shape[-1])
     size = _map_size(heard, images.shape[-2:])
-    if columns is not None:
+    if columns is not None and item.image.ndim < 4:
         _alignment(found, recognizer, _branch(predictions, "ctc"))
     _look(found, heard, predictions, recognizer, item, size, columns)
     found.points = _points(heard, images.shape[-2:])
