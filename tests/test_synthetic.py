@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from lmdb_helper import words, write_lmdb
 
 from openrec.charset import Charset
 from openrec.data import build_loader
@@ -15,6 +16,7 @@ FIXED = [
     {"KeepKeys": {"keep_keys": ["image", "label", "length"]}},
 ]
 BUCKETS = [FIXED[0], *FIXED[3:]]
+RATIOS = (0.6, 1.2, 2.0, 3.1, 4.0, 5.2, 7.4)  # of lmdb_helper.words
 
 
 def config(transforms=FIXED, sampler=None, workers=0, **dataset):
@@ -103,3 +105,38 @@ def test_boxes_and_report():
 def test_wrong_settings_say_what_is_wrong(dataset, message):
     with pytest.raises(ConfigError, match=message):
         build_loader(config(**dataset), "Train", charset=Charset.load())
+
+
+def test_photographed_words_are_mixed_into_training(tmp_path):
+    folder = write_lmdb(tmp_path / "real", words(20))
+    mixed = config(real=folder, real_share=0.5)
+    del mixed["Eval"]["dataset"]["real"], mixed["Eval"]["dataset"]["real_share"]
+    first, again, second = batches(mixed), batches(mixed), batches(mixed, epoch=2)
+    photographed = [t for t in texts(first) if t.startswith("word")]
+    assert 8 <= len(photographed) <= 32 and len(set(photographed)) > 5
+    assert texts(first) == texts(again) and texts(first) != texts(second)
+    assert not [t for t in texts(batches(mixed, "Eval")) if t.startswith("word")]
+
+
+def test_photographed_words_keep_their_shape_in_ratio_buckets(tmp_path):
+    folder = write_lmdb(tmp_path / "real", words(40))
+    sampler = {"name": "RatioSampler", "scales": [[128, 32]], "first_bs": 8}
+    mixed = config(BUCKETS, sampler, by_ratio=True, real=folder, real_share=0.9)
+    for batch in batches(mixed):
+        ratio = batch.tensors[0].shape[3] / batch.tensors[0].shape[2]
+        for text in batch.texts:
+            if text.startswith("word"):
+                number = int(text.removeprefix("word")) - 1
+                assert abs(RATIOS[number % len(RATIOS)] - ratio) <= 1.0
+
+
+def test_broken_photographs_are_named(tmp_path):
+    folder = write_lmdb(tmp_path / "real", [(b"no picture", "word1", (64, 32)), *words(1)])
+    mixed = config(real=folder, real_share=0.9)
+    found = [skipped for batch in batches(mixed) for skipped in batch.skipped]
+    assert found and all("image-000000001" in skipped.reason for skipped in found)
+
+
+def test_photographed_words_are_refused_in_evaluation(tmp_path):
+    with pytest.raises(ConfigError, match="evaluate them on their own"):
+        build_loader(config(real=write_lmdb(tmp_path / "real", words(3))), "Eval", charset=Charset.load())

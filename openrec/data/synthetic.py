@@ -8,6 +8,8 @@
         max_length: 8
         transforms: [RecTVResize: {image_shape: [32, 128]}, CTCLabelEncode: , KeepKeys: {...}]
 
+Photographed words are mixed in with ``real: path/to/lmdb`` (one directory or several) and ``real_share: 0.3``.
+
 A sample depends on (seed, epoch, index) and the fonts and word lists of the machine. Training sees new
 words in every epoch, evaluation the same ones always. Unless ``split`` says otherwise, Train and Eval
 draw from disjoint parts of all texts, so that every evaluated word is one that was never trained on.
@@ -22,11 +24,14 @@ import numpy as np
 
 from openrec.charset import Charset
 from openrec.data.base import WordDataset
+from openrec.data.lmdb_dataset import LmdbWords
+from openrec.data.lmdb_env import leaf_environments
 from openrec.data.render import RenderedWord, WordRenderer
 from openrec.data.report import SourceReport
 from openrec.data.types import Pick
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, DataError, SampleError
 from openrec.preprocess import geometry
+from openrec.preprocess.decode import UnreadableImage, decode_rgb
 
 SPLITS = ("auto", "train", "test", "all")
 # Spread of width / height over crops of scene text: log-normal, median and sigma of the logarithm.
@@ -53,6 +58,8 @@ class SyntheticWords(WordDataset):
         height: range of rendered heights, px.
         strength: 0..1, scales distortion and decay.
         random_share: part of texts that are random strings.
+        real: directories of LMDBs with photographed words, for training; ``real_share``: part of the samples that
+            are taken from there, drawn at random for every epoch. With ``by_ratio`` only pictures that fit the bucket.
         by_ratio: see above.
         base_shape, base_h, min_ratio, max_ratio: see ``RatioDataSetTVResize``; the last two belong to the loader.
         seed: of the data set; by default that of the run.
@@ -76,6 +83,8 @@ class SyntheticWords(WordDataset):
         height: Sequence[int] = (20, 64),
         strength: float = 1.0,
         random_share: float = 0.08,
+        real: str | Sequence[str] | None = None,
+        real_share: float = 0.25,
         by_ratio: bool = False,
         base_shape: Sequence[Sequence[int]] | None = None,
         base_h: int = geometry.BASE_H,
@@ -107,10 +116,32 @@ class SyntheticWords(WordDataset):
             strength=strength,
             random_share=random_share,
         )
+        self.real: LmdbWords | None = None
+        self.real_share = real_share
+        if real:
+            self.real = self._photographs([real] if isinstance(real, str) else real, transforms, global_config)
         self.base_shape, self.base_h = geometry.check_base_shape(base_shape, where), int(base_h)
         if by_ratio:
             self.buckets = self._spread(int(min_ratio), int(max_ratio), where)
+        if self.real is not None and self.buckets is not None:
+            fits = geometry.bucket(self.real.ratio, int(min_ratio), int(max_ratio))
+            self._real_of = {int(q): np.flatnonzero(fits == q) for q in np.unique(fits)}
         self._report()
+
+    def _photographs(self, folders: Sequence[str], transforms: Sequence[Any], global_config: Any) -> LmdbWords:
+        where = f"{self.mode}.dataset"
+        if not self.training:
+            raise ConfigError(f"{where}.real: photographed words are mixed into training; evaluate them on their own.")
+        if not 0 < self.real_share < 1:
+            raise ConfigError(f"{where}.real_share: expected a share between 0 and 1, got {self.real_share}.")
+        paths = [path for folder in folders for path in leaf_environments(folder)]
+        options = {"seed": self.seed, "charset": self.charset, "global_config": global_config}
+        found = LmdbWords(paths, transforms, with_ratio=True, **options)
+        if not len(found):
+            raise DataError(
+                f"{where}.real: no usable word in {', '.join(folders)}.\n" + "\n".join(found.report.lines())
+            )
+        return found
 
     def _longest(self, max_length: int | None, where: str) -> int:
         limit = self.max_text_length
@@ -137,6 +168,10 @@ class SyntheticWords(WordDataset):
         self.report.found = self.report.used = self.n
         part = "all texts" if self.split == "all" else f'texts of the "{self.split}" part'
         self.report.sources.append(SourceReport(f"rendered, {part}", self.n, self.n))
+        if self.real is not None:
+            share = f"{100 * self.real_share:.0f} % of the samples"
+            self.report.notes.append(f"photographed words: {len(self.real)}, {share}")
+            self.report.skipped, self.report.names = self.real.report.skipped, self.real.report.names
         self.report.notes += self.renderer.summary()
         if self.buckets is not None:
             counts = np.bincount(self.buckets)
@@ -154,8 +189,20 @@ class SyntheticWords(WordDataset):
         return self.renderer.render(rng, aspect=aspect)
 
     def read(self, index: int, rng: np.random.Generator) -> tuple[Any, str]:
+        if self.real is not None and rng.random() < self.real_share:
+            members = np.arange(len(self.real)) if self.buckets is None else self._real_of.get(int(self.buckets[index]))
+            if members is not None:
+                return self._read_photograph(int(members[rng.integers(len(members))]), rng)
         word = self.render(index, rng)
         return word.image, word.text
+
+    def _read_photograph(self, index: int, rng: np.random.Generator) -> tuple[Any, str]:
+        assert self.real is not None
+        data, text = self.real.read(index, rng)
+        try:
+            return decode_rgb(data), text
+        except UnreadableImage as error:  # the sample's own name tells nothing about the photograph
+            raise SampleError(f"{self.real.name(index)}: {error}") from error
 
     def text(self, index: int) -> str:
         return self.render(index, self._random(0, index)).text
