@@ -43,7 +43,8 @@ class Text:
         score: mean probability of the characters, 0 for an empty text. It ranks, it is no calibrated probability.
         char_scores: probability of each character.
         char_x: centre of each character, share of the picture's width from its left edge (0 to 1); None where the
-            decoder has no alignment of its own. CTC gives the column at which a character first shows.
+            decoder has no alignment of its own. CTC gives the column at which a character first shows; behind a
+            transform that straightens the picture, in the straightened one.
         name: path of the file, or ``image 3``.
         size: ``(width, height)`` of the picture in pixels; None when it could not be opened.
         error: why it could not be read, else None.

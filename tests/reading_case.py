@@ -59,7 +59,7 @@ def checkpoint(path, content=None, charset=None, seed=0):
     model = build_model(content["Architecture"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "fc" in name.split(".")[-2]:
+            if name.startswith("decoder.") and "fc" in name.split(".")[-2]:
                 parameter.mul_(8)
     state = {"config": content, "charset": charset.state(), "state_dict": model.state_dict(), "metrics": {}, "epoch": 1}
     save_checkpoint(state, path)

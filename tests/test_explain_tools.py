@@ -115,6 +115,16 @@ def test_boxes_and_grids_of_modules_that_tell(recognizer, monkeypatch):
     assert "Transform" in text and text.count('fill="none" stroke="hsl') == len(found.boxes)
 
 
+@pytest.mark.parametrize("transform", [{"name": "STN"}, {"name": "TPS", "num_fiducial": 8}], ids=["STN", "TPS"])
+def test_a_transform_is_shown(transform, tmp_path):
+    """An untrained transform changes (almost) nothing: what the encoder sees is the input."""
+    recognizer = load(case.checkpoint(tmp_path / "m.pth", case.config(Architecture__Transform=transform)))
+    found = explain(recognizer, case.picture(1, 128, 32))
+    assert found.grid.shape == (32, 128, 2) and (found.fiducials is None or found.fiducials.shape[1] == 2)
+    assert np.abs(found.seen.astype(int) - found.image).mean() < 2
+    assert "sampling grid" in word_page.page(found)
+
+
 def test_windows_of_a_line(tmp_path):
     content = case.config(Eval__dataset={"name": "SimpleDataSet", "transforms": [
         {"DecodeImagePIL": {}}, {"SliceTVResize": {}}, {"KeepKeys": {"keep_keys": ["image"]}}]})  # fmt: skip
@@ -130,7 +140,7 @@ def test_page_holds_all_parts_and_escapes():
     found = Explanation(
         "<x>.png", Decoded("<a", 0.5, [0.4, 0.6], [0, 2]), image, [(1, 0.4), (0, 0.9), (2, 0.6), (2, 0.5)],
         ["blank", "<", "a"], [np.eye(4), np.ones((4, 4))], "a test",
-        [], [Points("encoder.stages.0.x", np.full((1, 4, 1, 2), 0.5), np.zeros((4, 2)))], None, 0.5,
+        [], [Points("encoder.stages.0.x", np.full((1, 4, 1, 2), 0.5), np.zeros((4, 2)))], valid=0.5,
     )  # fmt: skip
     text = word_page.page(found)
     assert "&lt;x&gt;.png" in text and "<x>" not in text and "<a<" not in text

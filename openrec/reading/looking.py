@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class Explanation:
 
     Attributes:
         name, decoded, image: the picture's name, what was read, the input as uint8 ``[H, W, 3]``.
+        seen: what the encoder saw, uint8: the input, or what a transform made of it; all places are places in it.
         frames: of a CTC head, the best class and its probability for each column; else empty.
         tokens: names of the classes.
         maps: for each character a map ``[h, w]`` with maximum 1 of where it was looked at; empty when unknown.
@@ -46,6 +48,7 @@ class Explanation:
         boxes: for each character ``[cx, cy, w, h]`` as shares of the input, of a decoder that finds characters.
         points: of the modules that sample.
         grid: sampling grid of a transform, ``[h, w, 2]`` as shares of the input; None without one.
+        fiducials: its control points ``[k, 2]`` as shares of the input; None without.
         valid: share of the input's width that is picture.
     """
 
@@ -59,7 +62,12 @@ class Explanation:
     boxes: list[np.ndarray] = field(default_factory=list)
     points: list[Points] = field(default_factory=list)
     grid: np.ndarray | None = None
+    fiducials: np.ndarray | None = None
     valid: float = 1.0
+
+    @property
+    def seen(self) -> np.ndarray:
+        return self.image if self.grid is None else straightened(self.image, self.grid)
 
 
 class _Heard:
@@ -137,10 +145,19 @@ def explain(recognizer: Any, image: Any, max_pixels: int = MAX_PIXELS, gradients
         _alignment(found, recognizer, _branch(predictions, "ctc"))
     _look(found, heard, predictions, recognizer, item, size, columns)
     found.points = _points(heard, images.shape[-2:])
-    grids = heard.of("grid")
-    if grids:
-        found.grid = grids[-1][1][0].numpy()
+    grids, fiducials = heard.of("grid"), heard.of("fiducial")
+    found.grid = grids[-1][1][0].numpy() if grids else None
+    found.fiducials = fiducials[-1][1][0].numpy() if fiducials else None
     return found
+
+
+def straightened(image: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The image sampled at ``grid`` [h, w, 2], (x, y) as shares of it; its border goes on outside."""
+    places = grid * np.array([image.shape[1], image.shape[0]]) - 0.5  # pixel i has its centre at i + 0.5
+    x, y = places.astype(np.float32).transpose(2, 0, 1)
+    return cv2.remap(
+        image, np.ascontiguousarray(x), np.ascontiguousarray(y), cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE
+    )
 
 
 def _detached(predictions: Any) -> Any:

@@ -51,10 +51,10 @@ def page(found: Explanation) -> str:
         f'<h1 dir="auto">{marked(text, scores) or "(nothing)"}</h1>',
         f'<p class="quiet">score {found.decoded.score:.3f}, the mean of the characters\' probabilities: '
         f"{_numbers(found)}<br>{html.escape(found.name)}</p>",
+        _transform(found),
         _picture_section(found),
         _looks(found),
         _sampling(found),
-        _transform(found),
         "</body></html>\n",
     ]
     return "".join(parts)
@@ -73,12 +73,12 @@ def _characters(found: Explanation) -> list[str]:
     return list(text) if len(text) == n else [""] * n
 
 
-def _svg(found: Explanation, inside: str, extra: float = 0.0, gray: bool = False) -> str:
-    """A drawing in pixels of the input, the picture below it; ``extra`` px of room under the picture."""
-    height, width = found.image.shape[:2]
+def _svg(image: np.ndarray, inside: str, extra: float = 0.0, gray: bool = False) -> str:
+    """A drawing in pixels of the picture below it; ``extra`` px of room under the picture."""
+    height, width = image.shape[:2]
     return (
         f'<svg viewBox="0 0 {width} {height + extra:g}" style="max-width:{_WIDTH}px" role="img">'
-        f'<image href="{_png(found.image, gray)}" width="{width}" height="{height}" '
+        f'<image href="{_png(image, gray)}" width="{width}" height="{height}" '
         f'preserveAspectRatio="none"/>{inside}</svg>'
     )
 
@@ -94,8 +94,8 @@ def _png(image: np.ndarray, gray: bool = False) -> str:
 
 
 def _picture_section(found: Explanation) -> str:
-    height, width = found.image.shape[:2]
-    size = f"{width} x {height} px"
+    height, width = found.seen.shape[:2]
+    size = f"{width} x {height} px{', rectified' if found.grid is not None else ''}"
     padding = "" if found.valid >= 1 else f", of which {100 * found.valid:.0f} % of the width is picture"
     if found.frames:
         title = "Column by column"
@@ -105,11 +105,11 @@ def _picture_section(found: Explanation) -> str:
         )
         return f'<h2>{title}</h2><p class="quiet">{note}</p>{_alignment(found)}'
     boxes = "".join(_box(found, b, c, s) for b, c, s in zip(found.boxes, _characters(found), found.decoded.char_scores))
-    return f'<h2>The input</h2><p class="quiet">{size}{padding}</p>{_svg(found, boxes)}'
+    return f'<h2>The input</h2><p class="quiet">{size}{padding}</p>{_svg(found.seen, boxes)}'
 
 
 def _alignment(found: Explanation) -> str:
-    height, width = found.image.shape[:2]
+    height, width = found.seen.shape[:2]
     step, room = width / len(found.frames), max(14.0, 0.45 * width * 0.4)
     base = height + room - 6
     full, parts = room - 12, []
@@ -129,11 +129,11 @@ def _alignment(found: Explanation) -> str:
                 f'<line x1="{x + step / 2:.2f}" x2="{x + step / 2:.2f}" y1="0" y2="{height}" stroke="#fff" '
                 'stroke-width=".5" opacity=".8"/>'
             )
-    return _svg(found, "".join(parts), room)
+    return _svg(found.seen, "".join(parts), room)
 
 
 def _box(found: Explanation, box: np.ndarray, character: str, score: float) -> str:
-    height, width = found.image.shape[:2]
+    height, width = found.seen.shape[:2]
     cx, cy, w, h = box * np.array([width, height, width, height])
     name = f"{html.escape(character)}: {score:.3f}"
     return (
@@ -151,7 +151,7 @@ def _looks(found: Explanation) -> str:
             return ""
         return '<h2>Where it looked</h2><p class="quiet">This decoder tells nothing about single characters.</p>'
     figures = [
-        f"<figure>{_svg_image(_heated(found.image, m))}<figcaption>{html.escape(c)} "
+        f"<figure>{_svg_image(_heated(found.seen, m))}<figcaption>{html.escape(c)} "
         f'<span class="quiet">{s:.2f}</span></figcaption></figure>'
         for m, c, s in zip(found.maps, _characters(found), found.decoded.char_scores)
     ]
@@ -204,7 +204,7 @@ def _one_per_stage(points: Sequence[Points]) -> list[Points]:
 
 
 def _dots(found: Explanation, points: Points) -> str:
-    height, width = found.image.shape[:2]
+    height, width = found.seen.shape[:2]
     scale, parts = np.array([width, height]), []
     groups, queries, each, _ = points.places.shape
     every = max(1, groups * queries * each // 6000)  # beyond that the page is slow and the picture full
@@ -225,7 +225,7 @@ def _dots(found: Explanation, points: Points) -> str:
     if points.origins is not None:
         moved = (points.places - points.origins[None, :, None]) * scale
         told += f", moved by {np.sqrt((moved**2).sum(-1)).mean():.1f} px on average"
-    picture = _svg(found, "".join(parts), gray=True)
+    picture = _svg(found.seen, "".join(parts), gray=True)
     return f'<figure style="width:100%">{picture}<figcaption>{html.escape(told)}</figcaption></figure>'
 
 
@@ -233,21 +233,17 @@ def _transform(found: Explanation) -> str:
     if found.grid is None:
         return ""
     height, width = found.image.shape[:2]
-    x, y = (found.grid[..., 0] * width - 0.5, found.grid[..., 1] * height - 0.5)
-    straight = cv2.remap(
-        found.image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
     rows = np.linspace(0, len(found.grid) - 1, 9).round().astype(int)
-    lines = "".join(
+    parts = [
         '<polyline fill="none" stroke="#3cb44b" stroke-width=".4" points="'
-        + " ".join(f"{px * width:.1f},{py * height:.1f}" for px, py in found.grid[r, ::2])
+        + " ".join(f"{x * width:.1f},{y * height:.1f}" for x, y in found.grid[row, ::2])
         + '"/>'
-        for r in rows
-    )
-    return (
-        '<h2>Transform</h2><p class="quiet">Rows of the sampling grid on the input, and what the encoder gets.</p>'
-        f"{_svg(found, lines)}<br>{_svg_image(straight)}"
-    )
+        for row in rows
+    ]
+    for x, y in () if found.fiducials is None else found.fiducials:
+        parts.append(f'<circle cx="{x * width:.1f}" cy="{y * height:.1f}" r="1" fill="#e6194b"/>')
+    note = "The input, and on it the rows of the sampling grid (green) and its control points (red)."
+    return f'<h2>Transform</h2><p class="quiet">{note}</p>{_svg(found.image, "".join(parts))}'
 
 
 class Written(NamedTuple):
