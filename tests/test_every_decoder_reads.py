@@ -75,6 +75,8 @@ def test_reads_and_explains(name, branch, file, pictures, tmp_path, monkeypatch)
     found = explain(recognizer, pictures / "000.png")
     assert found.decoded.text == texts[0].text
     assert len(found.maps) in (0, len(found.decoded.positions))
+    if (name, branch) == ("SMTRDecoder", "gtc") and found.decoded.text:
+        assert found.source == "the decoder's attention"
     html = page(found)
     assert html.endswith("</html>\n") and "http" not in html
 

@@ -304,5 +304,9 @@ def _points(heard: _Heard, image: tuple[int, int]) -> list[Points]:
             places = origins + offset / np.array([w, h])
             found[name] = Points(name.removesuffix(".offset"), places[:, :, None], origins)
         elif key == "loc" and tensor.ndim == 5:
-            found.setdefault(name, Points(name, tensor[0].numpy()))
+            places = tensor[0].numpy()
+            before = found.get(name)
+            if before is not None and places.shape[1] == 1:  # told step by step
+                places = np.concatenate((before.places, places), 1)
+            found[name] = Points(name, places)
     return list(found.values())

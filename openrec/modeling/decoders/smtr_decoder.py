@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import EOS, TokenEmbedding, greedy
 from openrec.modeling.layers import drop_path, flatten_map, init_svtr, trunc_normal_
+from openrec.modeling.record import record, recording
 
 MAX_LONG_STEPS = 70  # of each direction in ``infer_aug``
 KeysValues = tuple[Tensor, Tensor]
@@ -229,11 +230,13 @@ class SMTRDecoder(nn.Module):
         prompt = self._prompt(subs, backward)
         query = torch.where(backward.unsqueeze(-1), self.pre_token[0], self.next_token[0])
         query = query.expand(*subs.shape[:2], -1)
-        maps: list[Tensor] | None = [] if keep_maps else None
+        maps: list[Tensor] | None = [] if keep_maps or recording(self) else None
         for layer, image in zip(self._layers(), memory):
             query = layer(query, prompt, image, maps)
-        if maps:
+        if maps and keep_maps:
             self.attn_maps.append(maps[-1].detach())
+        if maps:
+            record(self, "attn", maps[-1])  # [B, heads, n, image tokens]
         return self.ques1_head(self.norm_pred(query))
 
     # -- training ------------------------------------------------------------------------------------
