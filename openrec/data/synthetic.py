@@ -58,6 +58,8 @@ class SyntheticWords(WordDataset):
         height: range of rendered heights, px.
         strength: 0..1, scales distortion and decay.
         random_share: part of texts that are random strings.
+        rotation, curvature: [least, most] degrees by which every word is turned, and of the arc along which it bends,
+            either way; null: few words, and slightly.
         real: directories of LMDBs with photographed words, for training; ``real_share``: part of the samples that
             are taken from there, drawn at random for every epoch. With ``by_ratio`` only pictures that fit the bucket.
         by_ratio: see above.
@@ -89,6 +91,8 @@ class SyntheticWords(WordDataset):
         base_shape: Sequence[Sequence[int]] | None = None,
         base_h: int = geometry.BASE_H,
         *,
+        rotation: Sequence[float] | None = None,
+        curvature: Sequence[float] | None = None,
         min_ratio: int = 1,
         max_ratio: int = 10,
         mode: str = "Train",
@@ -115,6 +119,8 @@ class SyntheticWords(WordDataset):
             font_split=font_split,
             strength=strength,
             random_share=random_share,
+            rotation=rotation,
+            curvature=curvature,
         )
         self.real: LmdbWords | None = None
         self.real_share = real_share

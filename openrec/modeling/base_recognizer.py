@@ -86,6 +86,20 @@ def _bridge(encoder: nn.Module | None, decoder: nn.Module | None) -> str:
     return ""
 
 
+def _rectified_size(transform: nn.Module | None, encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """``max_sz`` for an encoder that does not name it itself: what the transform gives it, whatever the data's size."""
+    size = getattr(transform, "output_size", None)
+    if size is None:
+        return {}
+    largest = encoder.get("max_sz")
+    if largest is not None and any(given > most for given, most in zip(size, largest)):
+        raise ConfigError(
+            f"Architecture: {type(transform).__name__} gives images of {list(size)} (height, width), but "
+            f"Encoder.max_sz is {list(largest)}. Set Encoder.max_sz: {list(size)}, or leave it out."
+        )
+    return {"max_sz": list(size)}
+
+
 def build_model(architecture: Mapping[str, Any], **context: Any) -> BaseRecognizer:
     """Build ``Architecture`` of a config.
 
@@ -100,7 +114,8 @@ def build_model(architecture: Mapping[str, Any], **context: Any) -> BaseRecogniz
     channels = getattr(transform, "out_channels", channels)
     encoder = decoder = None
     if architecture.get("Encoder"):
-        encoder = build_encoder(architecture["Encoder"], **{"in_channels": channels, **context})
+        size = _rectified_size(transform, architecture["Encoder"])
+        encoder = build_encoder(architecture["Encoder"], **{"in_channels": channels, **size, **context})
         channels = encoder.out_channels
     if architecture.get("Decoder"):
         decoder = build_decoder({"in_channels": channels, **context, **architecture["Decoder"]})

@@ -7,10 +7,13 @@ rotation, perspective, then scale and shift into the crop). One remap applies it
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+
+from openrec.errors import ConfigError
 
 _GRID: dict[tuple[int, int], np.ndarray] = {}
 
@@ -96,12 +99,48 @@ def _grid(width: int, height: int) -> np.ndarray:
     return found
 
 
+@dataclass(frozen=True)
+class Pose:
+    """How far words are turned and bent on purpose, in degrees; None: as ``draw_warp`` draws it.
+
+    Attributes:
+        rotation: range of the angle by which a word is turned, either way.
+        curvature: range of the arc that its baseline spans, either way; a word of few characters is bent less.
+    """
+
+    rotation: tuple[float, float] | None = None
+    curvature: tuple[float, float] | None = None
+
+    @classmethod
+    def checked(cls, rotation: Sequence[float] | None, curvature: Sequence[float] | None) -> Pose | None:
+        """None when neither is asked for.
+
+        Raises:
+            ConfigError: not [least, most] degrees, more than 90 (rotation) or 180 (curvature).
+        """
+        for name, given, most in (("rotation", rotation, 90), ("curvature", curvature, 180)):
+            if given is not None and not (len(given) == 2 and 0 <= given[0] <= given[1] <= most):
+                raise ConfigError(f"{name}: expected [least, most] within 0 to {most} degrees, got {list(given)}.")
+        ranges = [None if given is None else (float(given[0]), float(given[1])) for given in (rotation, curvature)]
+        return None if ranges == [None, None] else cls(*ranges)
+
+
+def _either_way(rng: np.random.Generator, degrees: tuple[float, float]) -> float:
+    """A random angle in radians."""
+    return math.radians(rng.uniform(*degrees)) * (1 if rng.random() < 0.5 else -1)
+
+
 def draw_warp(
-    rng: np.random.Generator, centre: tuple[float, float], half: tuple[float, float], strength: float
+    rng: np.random.Generator,
+    centre: tuple[float, float],
+    half: tuple[float, float],
+    strength: float,
+    pose: Pose | None = None,
 ) -> Warp:
     """A random warp for text of half-size ``half`` (px) around ``centre``.
 
-    ``strength`` 0..1 scales every distortion; at 1 about one word in six is bent.
+    ``strength`` 0..1 scales every distortion; at 1 about one word in six is bent. ``pose`` replaces rotation and bend,
+    whatever the strength.
     """
     a, b = half
     kind, slant, turn, tilt_x, tilt_y, bend, phase = rng.random(7)
@@ -117,6 +156,12 @@ def draw_warp(
     limit = min(0.5, 1.0 * b / max(a, 1.0) + 0.05)
     angle = float(np.clip(normal[0] * 0.14 * strength, -limit, limit)) if turn < 0.7 else 0.0
     shear = float(np.clip(normal[1] * 0.15 * strength, -0.4, 0.4)) if slant < 0.5 else 0.0
+    if pose and pose.curvature:
+        arc, wave = _either_way(rng, pose.curvature), (0.0, 0.0, 0.0)
+        # Below three half-heights the feet of the letters would run into each other.
+        radius = math.copysign(max(2 * a / abs(arc), 3 * b), arc) if arc else 0.0
+    if pose and pose.rotation:
+        angle = _either_way(rng, pose.rotation)
     g = (tilt_x - 0.5) * 0.5 * strength / max(a, 1.0)
     h = (tilt_y - 0.5) * 0.3 * strength / max(b, 1.0)
     c, s = math.cos(angle), math.sin(angle)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from openrec.data.render.geometry import Warp, draw_warp
+from openrec.data.render.geometry import Pose, Warp, draw_warp
 from openrec.data.render.layout import Ink
 
 NARROWEST, WIDEST = 0.45, 1.4  # horizontal scale of the letters
@@ -23,6 +23,7 @@ def place(
     strength: float,
     line_share: float = 0.4,
     min_line: float = 9.0,
+    pose: Pose | None = None,
 ) -> tuple[Warp, int, int]:
     """A random warp that brings ``ink`` into a picture.
 
@@ -34,6 +35,7 @@ def place(
         max_aspect: upper bound of it in any case.
         line_share: least height of the straight line in that of the bent and turned one.
         min_line: least height of the line in the picture, px; the picture grows to make room for it.
+        pose: rotation and bend on purpose; the line may then be as low as they make it.
 
     Returns:
         The warp, the picture's width and its height in px.
@@ -43,12 +45,12 @@ def place(
     half = (float(x1 - x0) / 2, float(y1 - y0) / 2)
     centre = (float(x0) + half[0], float(y0) + half[1])
     for calm in (1.0, 0.6, 0.3, 0.0):  # a long word that turns or bends leaves few pixels for its letters
-        warp = draw_warp(rng, centre, half, strength * calm)
+        warp = draw_warp(rng, centre, half, strength * calm, pose)
         around = warp.boxes(ink.boxes)
         left, top = around[:, :2].min(0)
         right, bottom = around[:, 2:].max(0)
         text_w, text_h = float(right - left), float(bottom - top)
-        if 2 * half[1] >= line_share * text_h:
+        if pose or 2 * half[1] >= line_share * text_h:
             break
     line = max(2 * half[1], 0.35 * text_h)
     margins = line * (0.02 + 0.22 * rng.random(4) ** 1.3)  # left, top, right, bottom

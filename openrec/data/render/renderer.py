@@ -20,7 +20,7 @@ import numpy as np
 from openrec.data.render import camera, paint
 from openrec.data.render.fonts import Face
 from openrec.data.render.fontset import FontSet
-from openrec.data.render.geometry import Warp
+from openrec.data.render.geometry import Pose, Warp
 from openrec.data.render.layout import EmptyGlyph, Ink, lay_out, size_for
 from openrec.data.render.lexicon import default_characters
 from openrec.data.render.placement import place
@@ -77,6 +77,8 @@ class WordRenderer:
         strength: 0..1, scales distortion and decay of the picture.
         min_contrast: luma levels (0..255) by which letters stand out from their surroundings.
         random_share: part of texts that are random strings.
+        rotation: [least, most] degrees by which every word is turned, either way; None: few, and slightly.
+        curvature: [least, most] degrees of the arc along which every word bends, either way; None: one word in six.
 
     Raises:
         ConfigError: no face draws the characters (names a package that does), no text is possible.
@@ -98,6 +100,8 @@ class WordRenderer:
         strength: float = 1.0,
         min_contrast: float = 24.0,
         random_share: float = 0.08,
+        rotation: Sequence[float] | None = None,
+        curvature: Sequence[float] | None = None,
     ) -> None:
         if language not in LANGUAGES:
             raise ConfigError(f"language: expected one of {', '.join(LANGUAGES)}; got {language!r}.")
@@ -115,6 +119,7 @@ class WordRenderer:
         self.cjk = language in ("ko", "zh")
         self.height, self.max_aspect = (int(height[0]), int(height[1])), float(max_aspect)
         self.strength, self.min_contrast = float(strength), float(min_contrast)
+        self.pose = Pose.checked(rotation, curvature)
 
     def summary(self) -> list[str]:
         """Lines for a startup log: fonts and words found, characters that will not occur."""
@@ -143,6 +148,7 @@ class WordRenderer:
             rng, ink, height, typical=None if self.cjk else 0.93 * math.sqrt(len(text)),
             aspect=aspect, max_aspect=self.max_aspect, strength=self.strength,
             line_share=0.6 if dense else 0.4, min_line=17 if dense else 9,
+            pose=self.pose,
         )  # fmt: skip
         boxes = warp.boxes(ink.boxes)
         picture, contrast = self._photograph(rng, ink, warp, boxes, width, height)

@@ -22,6 +22,11 @@ CHANNELS = (32, 64, 128, 256, 256, 256)
 MODEL_NAMES = {"small": ((16, 32, 64, 128), 64), "large": ((64, 128, 256, 512), 256)}
 
 
+def _zero(bias: Tensor | None) -> None:
+    assert bias is not None
+    nn.init.zeros_(bias)
+
+
 def start_at(layer: nn.Linear, values: np.ndarray) -> None:
     """Let ``layer`` give ``values`` for every input, and keep initialising visitors and decay away from it."""
     nn.init.zeros_(layer.weight)
@@ -63,7 +68,7 @@ class STNHead(nn.Module):
         super().__init__()
         if len(size) != 2 or size[0] % 32 or size[1] % 32 or size[0] * size[1] < 2048:
             raise ConfigError(
-                f"Transform: the image that the warp is read from must have sides that are multiples of 32 and more than "
+                f"Transform: the copy the warp is read from must have sides that are multiples of 32 and more than "
                 f"one cell of 32 x 32 px, got {list(size)}. Set it to [32, 64]."
             )
         if len(channels) != 6:
@@ -72,13 +77,13 @@ class STNHead(nn.Module):
         for c_in, c_out in zip((in_channels, *channels), channels):
             conv = nn.Conv2d(c_in, c_out, 3, padding=1)
             nn.init.normal_(conv.weight, 0, math.sqrt(2 / (9 * c_out)))
-            nn.init.zeros_(conv.bias)
+            _zero(conv.bias)
             layers += [nn.Sequential(conv, nn.BatchNorm2d(c_out), nn.ReLU()), nn.MaxPool2d(2)]
         self.stn_convnet = nn.Sequential(*layers[:-1])
         fc = nn.Linear(channels[-1] * (size[0] // 32) * (size[1] // 32), hidden)
         if fc_std is not None:
             nn.init.normal_(fc.weight, 0, fc_std)
-            nn.init.zeros_(fc.bias)
+            _zero(fc.bias)
         self.stn_fc1 = nn.Sequential(fc, nn.LayerNorm(hidden) if norm == "layer" else nn.BatchNorm1d(hidden), nn.ReLU())
         self.stn_fc2 = nn.Linear(hidden, start.size)
         start_at(self.stn_fc2, start)

@@ -62,8 +62,8 @@ class TPS(Rectifier):
             given = [key for key, value in own.items() if value is not None]
             if given:
                 raise ConfigError(
-                    f"Transform: {', '.join(given)} belong to ASTER's localisation network, model_name: {model_name} to "
-                    "OpenOCR's, which has its own sizes. Leave the one or the other out."
+                    f"Transform: {', '.join(given)} belong to ASTER's localisation network, model_name: {model_name} "
+                    "to OpenOCR's, which has its own sizes. Leave the one or the other out."
                 )
         elif output_size is None:
             output_size = (32, 128)
