@@ -74,15 +74,18 @@ class Recognizer:
     Args:
         card: what the model is.
         backend: what computes, see ``openrec.reading.backends``.
-        branch: of a GTC model: ``ctc``, or ``gtc`` for its guide.
+        branch: of a GTC model: ``ctc``, or ``gtc`` for its guide; ``auto``: the guide where the config says
+            ``PostProcess.only_gtc``, else CTC.
         name: of the model, for messages.
     """
 
-    def __init__(self, card: ModelCard, backend: Any, *, branch: str = "ctc", name: str = "") -> None:
-        if branch not in ("ctc", "gtc"):
-            raise ConfigError(f"branch: expected ctc or gtc, got {branch!r}.")
-        self.card, self.backend, self.branch, self.name = card, backend, branch, name
+    def __init__(self, card: ModelCard, backend: Any, *, branch: str = "auto", name: str = "") -> None:
+        if branch not in ("auto", "ctc", "gtc"):
+            raise ConfigError(f"branch: expected auto, ctc or gtc, got {branch!r}.")
+        self.card, self.backend, self.name = card, backend, name
         self.post_process = card.post_process()
+        guided = getattr(self.post_process, "only_gtc", False)
+        self.branch = branch if branch != "auto" else ("gtc" if guided else "ctc")
         if branch == "gtc" and not hasattr(self.post_process, "gtc_label_decode"):
             raise ConfigError("branch: gtc needs a GTC model that kept its guide (infer_gtc: True); this one has none.")
 
@@ -152,6 +155,12 @@ class Recognizer:
         for group in grouped(sources(images), prepare, batch_size, workers):
             yield from self._read_group(group)
 
+    def warm_up(self, batch_size: int = 32) -> None:
+        """Compute one batch of every size that pictures can get, so that the first real one is not slower."""
+        channels = int(self.card.config["Architecture"].get("in_channels", 3))
+        for width, height in self.preprocess.shapes():
+            self.backend.run(np.zeros((batch_size, channels, height, width), np.float32))
+
     def predict(self, images: np.ndarray) -> list[Decoded]:
         """Texts of a ready batch, float32 ``[B, C, H, W]`` in [-1, 1]."""
         return self.decode(self.backend.run(images))
@@ -216,7 +225,7 @@ def load(
     *,
     device: str | torch.device = "auto",
     config: str | Path | Mapping[str, Any] | None = None,
-    branch: str = "ctc",
+    branch: str = "auto",
     amp: bool = False,
     compile: bool = False,
 ) -> Recognizer:
@@ -227,7 +236,7 @@ def load(
             (``small-en`` for ``weights/small-en.safetensors``; ``$OPENREC_WEIGHTS`` names other folders).
         device: ``auto`` (the GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         config: a YAML, or a loaded config, for files that hold none; stands above the one in the file.
-        branch: of a GTC model: ``ctc``, or ``gtc`` for its guide.
+        branch: of a GTC model: ``ctc``, ``gtc`` for its guide, or ``auto`` (see ``Recognizer``).
         amp: bf16 autocast.
         compile: ``torch.compile`` the model.
 

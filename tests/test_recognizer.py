@@ -173,6 +173,26 @@ def test_a_broken_picture_stops_nothing(recognizer, tmp_path):
     assert all(t.text for t in texts if not t.error) and all(not t.text for t in texts if t.error)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".bmp", ".tiff", ".webp"])
+def test_damaged_files_never_raise(suffix, recognizer, tmp_path):
+    """Cut, overwritten and shuffled files either read as something or have an error."""
+    import io
+
+    whole = io.BytesIO()
+    Image.fromarray(case.picture(1)).save(whole, suffix.removeprefix(".").replace("jpg", "jpeg"))
+    data, rng = whole.getvalue(), np.random.default_rng(0)
+    files = [data[: len(data) * i // 12] for i in range(12)]
+    for _ in range(40):
+        broken = bytearray(data)
+        for place in rng.integers(0, len(data), rng.integers(1, 12)):
+            broken[place] = rng.integers(0, 256)
+        files.append(bytes(broken))
+    texts = recognizer([*files, data])
+    assert len(texts) == 53 and texts[0].error == "file is empty" and texts[-1].text
+    assert all(t.error is None or 0 < len(t.error) < 200 for t in texts)
+
+
 def test_a_huge_picture_gets_a_polite_message(recognizer, tmp_path):
     huge = tmp_path / "huge.png"
     Image.new("1", (8660, 5774)).save(huge)  # 50 megapixels
@@ -180,6 +200,19 @@ def test_a_huge_picture_gets_a_polite_message(recognizer, tmp_path):
     assert text.error.startswith("image has 50.0 megapixels (8660 x 5774)")
     assert "max_pixels" in text.error and good.text
     assert recognizer(case.picture(1), max_pixels=100)[0].error
+
+
+def test_a_decompression_bomb_is_refused(recognizer, tmp_path, monkeypatch):
+    Image.new("1", (400, 400)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert recognizer(tmp_path / "bomb.png")[0].error == "image is far too large; cut out the word or the line"
+
+
+def test_warm_up_computes_every_size(recognizer):
+    seen = []
+    spy = Recognizer(recognizer.card, type("Spy", (), {"name": "spy", "run": lambda _, x: seen.append(x.shape)})())
+    spy.warm_up(2)
+    assert seen == [(2, 3, 64, 64), (2, 3, 48, 96), (2, 3, 40, 112), (2, 3, 32, 128)]
 
 
 def test_a_line_too_long_for_a_dynamic_width(tmp_path):
@@ -297,8 +330,10 @@ def test_what_does_not_fit_is_told(weights, tmp_path):
     save_checkpoint({**state, "config": {}}, tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match="holds weights and no config"):
         load(tmp_path / "none.pth")
-    with pytest.raises(ConfigError, match="branch"):
+    with pytest.raises(ConfigError, match="kept its guide"):
         load(weights, branch="gtc")
+    with pytest.raises(ConfigError, match="expected auto, ctc or gtc"):
+        load(weights, branch="both")
     with pytest.raises(ConfigError, match="device"):
         load(weights, device="toaster")
 

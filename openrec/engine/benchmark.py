@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from openrec.checkpoint import read_checkpoint
-from openrec.config import resolve_charset
+from openrec.config import check_config, resolve_charset
 from openrec.data import build_loader
 from openrec.engine.benchmark_sets import Place
 from openrec.engine.distributed import World, launched_rank, start_world, stop_world
@@ -163,6 +163,7 @@ def run_benchmark(config: Mapping[str, Any], places: Sequence[Place], kind: str 
             f"none of the {len(places)} sets is there (looked for {tried}, ...; working directory: {Path.cwd()}). Give "
             "the directory that holds test/, u14m/ ... with --root, or single sets with --sets NAME=PATH."
         )
+    check_config(_at(config, next(p for p in places if p.path)), "eval")
     world = start_world(config["Global"]["device"], join=True)
     try:
         model, post_process, charset, file = _model(config)

@@ -11,6 +11,7 @@ from openrec.config import add_arguments, load_config
 from openrec.engine.benchmark import config_of_checkpoint, run_benchmark
 from openrec.engine.benchmark_sets import find_sets
 from openrec.engine.benchmark_tables import csv_name, markdown, write_csv
+from openrec.engine.distributed import launched_rank
 from openrec.engine.evaluation import checkpoint_of
 from openrec.engine.latency import latency_table, machine, measure
 from openrec.errors import ConfigError
@@ -34,12 +35,14 @@ def parser(description: str | None, simple: bool = False) -> argparse.ArgumentPa
     return arguments
 
 
-def run(a: argparse.Namespace, groups: Mapping[str, Sequence[str]], kind: str) -> Path:
-    """Evaluate, write the CSV files and the Markdown table, print the table; returns its path."""
+def run(a: argparse.Namespace, groups: Mapping[str, Sequence[str]], kind: str) -> Path | None:
+    """Evaluate, write the CSV files and the Markdown table, print the table; returns its path (None but on rank 0)."""
     config = _config(a)
     options = config["Global"]
     places = find_sets(groups, a.root, a.sets, a.only)
     benchmark = run_benchmark(config, places, kind)
+    if launched_rank() != 0:  # all processes evaluate, one writes
+        return None
     output = Path(a.output or str(options["output_dir"]).rstrip("/"))
     for rule in (True, False):
         write_csv(benchmark, csv_name(output, kind, rule), kind, rule)

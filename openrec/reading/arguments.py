@@ -18,7 +18,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", nargs="+", help="files, folders, globs")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures of one size at once (default: 32)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--branch", default="ctc", choices=("ctc", "gtc"), help="of a GTC model")
+    parser.add_argument("--branch", default="auto", choices=("auto", "ctc", "gtc"), help="of a GTC model")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger pictures are refused")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from openrec.preprocess.decode import UnreadableImage, image_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".rgb")
 MAX_PIXELS = 25_000_000  # a crop of one word never has as many; a photo of 50 megapixels takes 150 MB
+
+# Pillow's own limit only warns; ``max_pixels`` refuses, with a message for each picture.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Source(NamedTuple):
@@ -91,7 +95,12 @@ def open_source(source: Source, max_pixels: int = MAX_PIXELS, color: str = "RGB"
     if isinstance(content, (bytes, bytearray)):
         if not content:
             raise UnreadableImage("file is empty")
-        size = image_size(bytes(content))
+        try:
+            size = image_size(bytes(content))
+        except UnreadableImage as error:
+            if isinstance(error.__cause__, Image.DecompressionBombError):
+                raise SampleError("image is far too large; cut out the word or the line") from error
+            raise
         _refuse_large(size, max_pixels)
         return bytes(content), size
     if isinstance(content, Image.Image):

@@ -32,7 +32,7 @@ table {{ border-collapse: collapse; width: 100%; }}
 th {{ text-align: left; font-weight: 600; }}
 th, td {{ padding: .45rem .7rem; border-bottom: 1px solid var(--line); vertical-align: middle; }}
 td.picture {{ width: 44%; max-width: {width}px; }}
-td.picture img {{ max-width: 100%; min-height: 40px; display: block; background: var(--soft); }}
+td.picture img {{ max-width: 100%; min-height: 40px; object-fit: contain; object-position: left; display: block; background: var(--soft); }}
 .text {{ font-size: 1.35rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .text span {{ border-bottom: .22em solid; border-radius: 1px; margin-right: 1px; }}
 .score {{ font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }}
