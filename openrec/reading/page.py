@@ -22,7 +22,7 @@ _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --line: #8884; --soft: #8881; --quiet: #777; }}
+:root {{ color-scheme: light dark; --line: #8884; --quiet: #777; }}
 body {{ font: 15px/1.5 system-ui, "Noto Sans", sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; }}
 h1 {{ font-size: 1.4rem; margin: 0; }}
 .quiet {{ color: var(--quiet); font-size: .85rem; overflow-wrap: anywhere; }}
@@ -32,7 +32,7 @@ table {{ border-collapse: collapse; width: 100%; }}
 th {{ text-align: left; font-weight: 600; }}
 th, td {{ padding: .45rem .7rem; border-bottom: 1px solid var(--line); vertical-align: middle; }}
 td.picture {{ width: 44%; max-width: {width}px; }}
-td.picture img {{ max-width: 100%; min-height: 40px; object-fit: contain; object-position: left; display: block; background: var(--soft); }}
+td.picture img {{ max-width: 100%; min-height: 40px; object-fit: contain; object-position: left; display: block; }}
 .text {{ font-size: 1.35rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .text span {{ border-bottom: .22em solid; border-radius: 1px; margin-right: 1px; }}
 .score {{ font-variant-numeric: tabular-nums; text-align: right; white-space: nowrap; }}
