@@ -6,7 +6,10 @@ from typing import Any
 
 # What replaces the sizes of a full configuration, by name. A part that is small in any case needs no entry.
 SMALLER: dict[str, dict[str, Any]] = {
+    "DRAWAttnDecoder": {"hidden": 48, "embed_dim": 32},
+    "HardAttnDecoder": {"hidden": 48, "attn_dim": 32, "embed_dim": 32},
     "NRTRDecoder": {"num_decoder_layers": 2},
+    "SoftAttnDecoder": {"hidden": 48, "attn_dim": 32, "embed_dim": 32},
     "SATRNEncoder": {"d_model": 64, "n_layers": 2, "d_inner": 96},
     "True2DDecoder": {"d_model": 64, "n_layers": 2, "d_inner": 96},
     "True2DEncoder": {"d_model": 64, "n_layers": 2, "d_inner": 96},

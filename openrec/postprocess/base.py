@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,8 +96,12 @@ class LabelDecoder:
 
 def best(preds: Any) -> tuple[np.ndarray, np.ndarray]:
     """Arg-max and its probability (float32), ``[B, T]`` each (T = 1 for ``[B, C]``); of equal maxima the first."""
+    if isinstance(preds, Mapping):  # of a decoder whose loss wants more than logits
+        preds = preds["logits"]
     if isinstance(preds, (list, tuple)):
         preds = preds[-1]
+    if preds.ndim == 4:  # several readings of each image, [B, S, T, C]
+        preds = preds[:, 0]
     if not isinstance(preds, Tensor):
         preds = np.asarray(preds)
         return _rows(preds.argmax(-1)), _rows(preds.max(-1).astype(np.float32, copy=False))
