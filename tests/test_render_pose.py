@@ -37,7 +37,7 @@ def test_impossible_ranges_are_refused(ranges):
 def test_data_set_hands_them_on_and_the_default_is_unchanged():
     steps = [
         {"RecTVResize": {"image_shape": [32, 96]}},
-        {"CTCLabelEncode": None},
+        {"CTCLabelEncode": {"max_text_length": 8}},
         {"KeepKeys": {"keep_keys": ["image"]}},
     ]
 
