@@ -6,6 +6,12 @@ from typing import Any
 
 # What replaces the sizes of a full configuration, by name. A part that is small in any case needs no entry.
 SMALLER: dict[str, dict[str, Any]] = {
+    "DATEncoder": {
+        "dims": [32, 32, 64],
+        "num_heads": [1, 2, 4],
+        "stage_spec": [["C"], ["L", "D"], ["D"]],
+        "n_groups": [1, 2, 4],
+    },
     "DRAWAttnDecoder": {"hidden": 48, "embed_dim": 32},
     "HardAttnDecoder": {"hidden": 48, "attn_dim": 32, "embed_dim": 32},
     "NRTRDecoder": {"num_decoder_layers": 2},

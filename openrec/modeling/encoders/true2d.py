@@ -218,6 +218,8 @@ class True2DBlock(nn.Module):
         ffn: 'mlp', or 'locality' for SATRN's convolutions; d_inner: its inner width, None: ``mlp_ratio * dim``.
     """
 
+    per_stage = ("window_size",)  # mixer_cfg may give one for each stage
+
     def __init__(
         self,
         dim: int,
