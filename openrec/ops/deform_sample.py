@@ -34,10 +34,17 @@ def deform_sample(value: Tensor, loc: Tensor, weight: Tensor | None = None, *, b
     Returns:
         [B, M, c, Q] when weighted, else [B, M, c, Q, P], in the dtype of ``value``.
     """
-    if choose("deform_sample", backend, value.device) == "native":
+    if choose("deform_sample", backend, value.device) == "native" and not (backend == "auto" and _few(value, loc)):
         _check(value, loc, weight)
         return call_deform_sample(value, loc, weight)
     return deform_sample_ref(value, loc, weight)
+
+
+def _few(value: Tensor, loc: Tensor) -> bool:
+    """Few points of a large map, as a decoder reads them step by step: the CPU kernel turns the whole map first."""
+    if value.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or loc.ndim != 5:
+        return False
+    return 8 * loc.shape[2] * loc.shape[3] <= value.shape[-2:].numel()
 
 
 def deform_sample_ref(value: Tensor, loc: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import TokenEmbedding, greedy
-from openrec.modeling.layers import Mlp
+from openrec.modeling.layers import Linear, Mlp
 
 MAX_POSITIONS = 5000
 
@@ -50,11 +50,11 @@ class Heads(nn.Module):
             raise ConfigError(f"NRTRDecoder: in_channels {dim} cannot be split into {num_heads} heads of equal width.")
         self.num_heads, self.dropout = num_heads, dropout
         if cross:
-            self.q = nn.Linear(dim, dim)
-            self.kv = nn.Linear(dim, 2 * dim)
+            self.q = Linear(dim, dim)
+            self.kv = Linear(dim, 2 * dim)
         else:
-            self.qkv = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+            self.qkv = Linear(dim, 3 * dim)
+        self.out_proj = Linear(dim, dim)
 
     def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """``[B, N, parts * dim]`` -> ``parts`` tensors ``[B, heads, N, dim / heads]``."""

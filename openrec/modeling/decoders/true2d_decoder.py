@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.nrtr_decoder import Heads, PositionalEncoding
 from openrec.modeling.decoders.token_steps import TokenEmbedding, greedy
-from openrec.modeling.layers import Mlp, guard, init_free
+from openrec.modeling.layers import Linear, Mlp, guard, init_free, linear
 from openrec.modeling.record import record
 from openrec.ops import deform_sample
 from openrec.ops._checks import full_precision
@@ -31,7 +30,7 @@ def exact(layer: nn.Linear, x: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     with full_precision(x.device):
         bias = None if layer.bias is None else layer.bias.to(dtype)
-        return F.linear(x.to(dtype), layer.weight.to(dtype), bias)
+        return linear(x.to(dtype), layer.weight.to(dtype), bias)
 
 
 def ring_offsets(num_heads: int, points: int, map_size: Sequence[int] | None = None) -> Tensor:
@@ -148,10 +147,10 @@ class DeformableCrossAttention2D(nn.Module):
     ):
         super().__init__()
         self.num_heads, self.n_points = num_heads, n_points
-        self.value_proj = nn.Linear(dim, dim)
+        self.value_proj = Linear(dim, dim)
         self.sampling_offsets = nn.Linear(dim, num_heads * n_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * n_points)
-        self.output_proj = nn.Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
         self.reference = ReferencePoints(dim, ref_mode, steps)
         _xavier(self.value_proj)
         _xavier(self.output_proj)
@@ -166,7 +165,8 @@ class DeformableCrossAttention2D(nn.Module):
     def memory(self, image: Tensor, size: tuple[int, int]) -> Memory:
         """What is the same at every step, of the image tokens ``[B, H * W, dim]``."""
         value = self.value_proj(image).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1)
-        return Memory(value.unflatten(-1, size), self.reference.keys(image))
+        # in the sampler's own layout, once and not at every step
+        return Memory(value.contiguous().unflatten(-1, size), self.reference.keys(image))
 
     def forward(
         self, query: Tensor, memory: Memory, start: int = 0, before: Tensor | None = None
