@@ -259,3 +259,46 @@ def test_bfloat16_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         got = encoder(x)
     assert (got.float() - want).abs().max() < 0.1 * want.abs().max()
+
+
+# -- mixer of the SVTRv2 skeleton --------------------------------------------------------------------
+
+
+def skeleton(mixer, **mixer_cfg):
+    stages = {"dims": [16, 16, 32], "depths": [1, 2, 2], "num_heads": [2, 2, 2], "max_sz": [32, 96]}
+    return build_encoder(
+        {
+            "name": "SVTRv2Mamba",
+            **stages,
+            "mixer": mixer,
+            "mixer_cfg": mixer_cfg,
+            "use_pos_embed": False,
+            "final_norm": True,
+        }
+    )
+
+
+def test_as_mixer_it_knows_the_map_of_its_stage():
+    encoder = skeleton(["Conv", "Conv, True2D", "True2D, True2DShifted"], True2DShifted={"window_size": [4, 8]})
+    parts = [m for m in encoder.modules() if isinstance(m, True2DAttention)]
+    assert [m.bias.max_size for m in parts] == [(8, 24), (4, 24), (4, 8)]
+    assert [m.shift for m in parts] == [False, False, True]
+    assert encoder(torch.randn(2, 3, 32, 96)).shape == (2, 32, 4, 24) and encoder.final_norm.norm.weight.numel() == 32
+    names = flagged_names(encoder, "_no_reinit")
+    assert len([n for n in names if n.endswith("relative_position_bias_table")]) == 3
+    for m in parts:
+        assert 0.01 < table(m).std() < 0.03
+    with pytest.raises(ValueError, match=r"raise Encoder\.max_sz"):
+        encoder(torch.zeros(1, 3, 32, 128))
+
+
+def test_as_mixer_it_takes_window_and_shift():
+    encoder = skeleton(["Conv", "Conv*2", "True2D*2"], True2D={"window_size": 4, "shift": True})
+    assert [m.shift for m in encoder.modules() if isinstance(m, True2DAttention)] == [True, True]
+    with pytest.raises(ConfigError, match="window_size"):
+        skeleton(["Conv", "Conv*2", "True2D*2"], True2D={"windowsize": 4})
+
+
+def test_as_mixer_it_keeps_the_map():
+    with pytest.raises(ConfigError, match="use FGlobalRe2D there to keep 2-D"):
+        skeleton(["Conv", "FGlobal, True2D", "True2D*2"])

@@ -36,7 +36,7 @@ MIXERS: dict[str, Mixer] = {
     "Global": Mixer(3, 3),
     "FGlobal": Mixer(4, 3),
     "FGlobalRe2D": Mixer(4, 4),
-    "True2D": Mixer(4, 4, True, _HERE + "true2d:True2DBlock", {"shift": False}),
+    "True2D": Mixer(4, 4, True, _HERE + "true2d:True2DBlock"),
     "True2DShifted": Mixer(4, 4, True, _HERE + "true2d:True2DBlock", {"shift": True}),
     "Mamba1D": Mixer(4, 4, True, _HERE + "mamba1d:Mamba1DBlock", {"bidirectional": False}),
     "BiMamba1D": Mixer(4, 4, True, _HERE + "mamba1d:Mamba1DBlock", {"bidirectional": True}),
