@@ -150,3 +150,18 @@ def test_dropout_reaches_attention_and_positions():
     assert encoder.position_enc.dropout.p == 0.3
     assert [layer.attn.dropout for layer in encoder.layer_stack] == [0.3, 0.3]
     assert [layer.attn.proj_drop.p for layer in encoder.layer_stack] == [0.3, 0.3]
+
+
+def test_attention_is_told_to_a_listener():
+    decoder = {"name": "NRTRDecoder", "num_encoder_layers": 0, "num_decoder_layers": 1, "nhead": 4, "max_len": 3}
+    model = build_model({"Encoder": TINY, "Decoder": {**decoder, "norm_first": True, "out_channels": 13}}).eval()
+    told = []
+    for module in model.modules():
+        module._listener = lambda module, key, tensor: told.append((type(module).__name__, key, tensor))
+    out = model(torch.randn(2, 3, 32, 64))
+    maps = [t for name, key, t in told if name == "Heads"]
+    assert len(maps) == out.shape[1] and maps[0].shape == (2, 4, 1, 8 * 16)
+    assert [t.shape for name, _, t in told if name == "MultiHeadAttention"] == [(2, 4, 128, 128)] * 2
+    for _, key, t in told:
+        assert key == "attn"
+        torch.testing.assert_close(t.sum(-1), torch.ones(t.shape[:-1]))

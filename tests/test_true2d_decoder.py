@@ -317,3 +317,19 @@ def test_it_guides_ctc():
     label = [torch.tensor([[11, 1, 2, 0]]), torch.tensor([2]), torch.tensor([[1, 2, 0]]), torch.tensor([2])]
     out = model(torch.randn(1, 3, 32, 64), data=label)
     assert out["gtc_pred"].shape == (1, 3, 11) and out["ctc_pred"].shape == (1, 16, 11)
+
+
+def test_points_and_weights_are_told_to_a_listener():
+    decoder = build_decoder({**TINY, "n_layers": 1}).eval()
+    told = {}
+    for module in decoder.modules():
+        module._listener = lambda module, key, tensor: told.setdefault((type(module).__name__, key), tensor)
+    decoder.logits(torch.tensor([[11, 1, 2]] * 2), decoder.memories(torch.randn(2, 16, 4, 8)))
+    read = "DeformableCrossAttention2D"
+    assert told[read, "loc"].shape == (2, 4, 3, 3, 2) and told[read, "offset"].shape == (2, 3, 4, 3, 2)
+    assert told[read, "ref"].shape == (2, 3, 2) and told[read, "attn"].shape == (2, 4, 3, 3)
+    scores = told["ReferencePoints", "attn"]
+    assert scores.shape == (2, 3, 4, 8)
+    torch.testing.assert_close(scores.sum((2, 3)), torch.ones(2, 3))
+    loc = told[read, "ref"][:, None, :, None] + told[read, "offset"].transpose(1, 2) / torch.tensor([8.0, 4.0])
+    torch.testing.assert_close(told[read, "loc"], loc)

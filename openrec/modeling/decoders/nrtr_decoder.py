@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import TokenEmbedding, greedy
 from openrec.modeling.layers import Linear, Mlp
+from openrec.modeling.record import record, recording
 
 MAX_POSITIONS = 5000
 
@@ -76,6 +77,9 @@ class Heads(nn.Module):
 
     def to_memory(self, x: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
         (q,), (k, v) = self.split(self.q(x), 1), memory
+        if recording(self):
+            scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+            record(self, "attn", scores.softmax(-1))  # [B, heads, N, S]
         return self.attend(q, k, v)
 
 
