@@ -80,8 +80,7 @@ class DATAttention(nn.Module):
         last = cast(nn.Conv2d, self.conv_offset[3])
         nn.init.zeros_(last.weight)
         guard(last.weight, decay=True)
-        for name in ("proj_q", "proj_k", "proj_v"):
-            setattr(self, name, nn.Conv2d(dim, dim, 1, bias=qkv_bias))
+        self.proj_q, self.proj_k, self.proj_v = (nn.Conv2d(dim, dim, 1, bias=qkv_bias) for _ in range(3))
         self.proj_out = nn.Conv2d(dim, dim, 1)
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
         self._build_positions(dim)
