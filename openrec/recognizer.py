@@ -34,7 +34,7 @@ from openrec.reading.preprocessing import Preprocessor
 logger = logging.getLogger("openrec")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a call may return many thousands
 class Text:
     """What was read in one picture.
 
