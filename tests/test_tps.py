@@ -204,3 +204,16 @@ def test_fixed_tables_are_not_saved():
 def test_wrong_values_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         build_transform({"name": "TPS", **wrong})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"name": "STN", **SMALL}, {"name": "STN", "mode": "similarity", **SMALL}, {"name": "TPS", **SMALL},
+     {"name": "TPS", "model_name": "small"}, {**ASTER, **SMALL}],
+    ids=["affine", "similarity", "tps", "openocr", "aster"],
+)  # fmt: skip
+def test_every_transform_is_exported_for_any_batch(config):
+    transform = build_transform(config).eval()
+    x, other = torch.randn(2, 3, 32, 128), torch.randn(5, 3, 32, 128)
+    program = torch.export.export(transform, (x,), dynamic_shapes=({0: torch.export.Dim("b", min=1, max=64)},))
+    torch.testing.assert_close(program.module()(other), transform(other))

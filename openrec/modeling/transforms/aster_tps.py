@@ -64,7 +64,7 @@ class TPSSpatialTransformer(nn.Module):
         """Points [B, count, 2] in [0, 1] -> where every output pixel comes from, [B, H, W, 2] in [0, 1]."""
         with full_precision(source_control_points.device):
             source = source_control_points.to(self.inverse_kernel.dtype)
-            tail = self.padding_matrix.expand(len(source), 3, 2)
+            tail = self.padding_matrix.expand(source.shape[0], 3, 2)
             mapping = torch.matmul(self.inverse_kernel, torch.cat([source, tail], 1))
             grid = torch.matmul(self.target_coordinate_repr, mapping)
         return grid.view(-1, *self.output_image_size, 2).clamp(0, 1)
@@ -108,6 +108,6 @@ class Aster_TPS(Rectifier):
     def forward(self, img: Tensor) -> Tensor:
         """Images [B, C, H, W] of any size -> [B, C, *tps_outputsize]."""
         small = F.interpolate(img, self.tps_inputsize, mode="bilinear", align_corners=True)
-        points = self.stn_head(small).view(len(img), -1, 2)
+        points = self.stn_head(small).view(img.shape[0], -1, 2)
         record(self, "fiducial", points)
         return self.sample(img, 2 * self.tps.grid(points) - 1)

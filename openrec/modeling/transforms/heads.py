@@ -91,7 +91,7 @@ class STNHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stn_fc1[0](self.stn_convnet(x).flatten(1))
         norm = self.stn_fc1[1]
-        if self.training and len(x) == 1 and isinstance(norm, nn.BatchNorm1d):
+        if self.training and x.shape[0] == 1 and isinstance(norm, nn.BatchNorm1d):
             # One image has no variance of its own.
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
         else:

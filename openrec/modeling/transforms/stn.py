@@ -101,7 +101,7 @@ class STN(Rectifier):
         small = F.interpolate(x, self.loc_size, mode="bilinear", align_corners=False)
         parameters = self.held(self.stn_head(small))
         if self.mode == "tps":
-            source = parameters.view(len(x), -1, 2)
+            source = parameters.view(x.shape[0], -1, 2)
             record(self, "fiducial", (source + 1) / 2)
             return self.sample(x, self.spline(source))
         theta = parameters.view(-1, 2, 3) if self.mode == "affine" else similarity(parameters)

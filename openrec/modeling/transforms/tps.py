@@ -83,11 +83,11 @@ class TPS(Rectifier):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] of any size -> [B, C, *output_size]."""
         if self.stn_head is None:
-            source = self.held(self.loc_net(x)).view(len(x), -1, 2)
+            source = self.held(self.loc_net(x)).view(x.shape[0], -1, 2)
             grid = self.grid_generator(source, self.output_size or (x.shape[2], x.shape[3]))
         else:
             small = F.interpolate(x, self.loc_size, mode="bilinear", align_corners=False)
-            source = self.held(self.stn_head(small)).view(len(x), -1, 2)
+            source = self.held(self.stn_head(small)).view(x.shape[0], -1, 2)
             grid = self.spline(source)
         record(self, "fiducial", (source + 1) / 2)
         return self.sample(x, grid)
