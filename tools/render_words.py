@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=25, help="characters (default: 25)")
     parser.add_argument("--height", type=int, nargs=2, default=(20, 64), metavar=("LOW", "HIGH"), help="px")
     parser.add_argument("--strength", type=float, default=1.0, help="0..1, scales distortion and decay (default: 1)")
+    for name, what in (("rotation", "turn every word"), ("curvature", "bend every word along an arc")):
+        about = f"{what} by so many degrees, either way"
+        parser.add_argument(f"--{name}", type=float, nargs=2, metavar=("LEAST", "MOST"), help=about)
     parser.add_argument("--seed", type=int, default=0, help="same seed, same words (default: 0)")
     parser.add_argument("--workers", type=int, default=0, help="processes beside this one (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an LMDB that is there")
@@ -46,7 +49,7 @@ def main() -> None:
     renderer = WordRenderer(
         Charset.load(a.charset, a.space) if a.charset else None, a.language, fonts=a.fonts, words=words,
         min_length=a.min_length, max_length=a.max_length, height=a.height, strength=a.strength,
-        word_split=a.split, font_split=a.font_split,
+        word_split=a.split, font_split=a.font_split, rotation=a.rotation, curvature=a.curvature,
     )  # fmt: skip
     print(*renderer.summary(), sep="\n")
     if a.sheet:
