@@ -58,7 +58,7 @@ def test_unknown_names_get_the_nearest_match():
         registry.resolve("scheduler", "Zzz")
     with pytest.raises(ConfigError, match="no op is called"):
         registry.resolve("op", ["KeepKeys"])
-    assert "Known: CTCDecoder" in registry.check("decoder", {}, "D")[0]
+    assert "Known: ASTERDecoder, CTCDecoder" in registry.check("decoder", {}, "D")[0]
     assert registry.check("decoder", 3, "D")[0].startswith("D: expected a mapping")
 
 
