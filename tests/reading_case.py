@@ -1,6 +1,11 @@
 """Small recognisers and pictures for the tests of reading."""
 
+import contextlib
+import io
+import runpy
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -36,6 +41,29 @@ Eval:
   sampler: {name: RatioSampler, scales: [[128, 32]], first_bs: 4, is_training: False}
   loader: {max_ratio: 4, num_workers: 0}
 """
+
+
+class Done(NamedTuple):
+    """How a command-line tool ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_tool(name, *words):
+    """``tools/<name>`` with these arguments, in this process: no second start of torch."""
+    out, err, before = io.StringIO(), io.StringIO(), (sys.argv, list(sys.path))
+    sys.argv = [str(ROOT / "tools" / name), *map(str, words)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.argv, sys.path[:] = before
+    return Done(status, out.getvalue(), err.getvalue())
 
 
 def config(**changes):

@@ -1,8 +1,6 @@
 """The benchmark scripts: sets, both numbers, CSV layout, Markdown, intervals, latency."""
 
 import csv
-import subprocess
-import sys
 
 import engine_case
 import numpy as np
@@ -168,12 +166,9 @@ def test_latency_warms_up_and_waits():
 @pytest.mark.parametrize("tool", ["en", "ch", "long"])
 def test_tools(world, tool, tmp_path):
     name = {"en": "SVT", "ch": "scene_test", "long": "long_lmdb"}[tool]
-    done = subprocess.run(
-        [sys.executable, engine_case.ROOT / f"tools/eval_rec_all_{tool}.py", "--model", world / "best.pth", "--root",
-         tmp_path, "--sets", f"{name}={world / 'data/test/IIIT5k'}", "--output", tmp_path / "out",
-         *(["--latency"] if tool == "en" else [])],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["--model", world / "best.pth", "--root", tmp_path, "--output", tmp_path / "out"]
+    words += ["--sets", f"{name}={world / 'data/test/IIIT5k'}", *(["--latency"] if tool == "en" else [])]
+    done = case.run_tool(f"eval_rec_all_{tool}.py", *words)
     assert done.returncode == 0, done.stderr
     assert f"| {name} | 7 |" in done.stdout and "tables: " in done.stdout
     assert len(list((tmp_path / "out").iterdir())) == 3
@@ -181,8 +176,6 @@ def test_tools(world, tool, tmp_path):
     assert np.isfinite(float(done.stdout.split(f"| {name} | 7 | ")[1].split()[0]))
 
 
-def test_tool_refuses_politely(tmp_path):
-    done = subprocess.run(
-        [sys.executable, engine_case.ROOT / "tools/eval_rec_all_en.py"], capture_output=True, text=True
-    )
+def test_tool_refuses_politely():
+    done = case.run_tool("eval_rec_all_en.py")
     assert done.returncode == 1 and "expected -c CONFIG, or --model" in done.stderr and "Traceback" not in done.stderr

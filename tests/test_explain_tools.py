@@ -1,9 +1,5 @@
 """Where a model looked: columns, attention, boxes, gradients, sampling points; the page and its tool."""
 
-import subprocess
-import sys
-
-import engine_case
 import numpy as np
 import pytest
 import reading_case as case
@@ -160,16 +156,10 @@ def test_many_points_are_thinned():
 def test_tool(tmp_path):
     case.checkpoint(tmp_path / "best.pth", case.config(Architecture__Encoder=MAMBA))
     case.write_pictures(tmp_path / "crops", 3, broken=(1,))
-    command = [sys.executable, engine_case.ROOT / "tools/explain_rec.py", "--model", tmp_path / "best.pth"]
-    done = subprocess.run(
-        [*command, "--images", tmp_path / "crops", "--output", tmp_path / "pages"], capture_output=True, text=True
-    )
+    words = ["--model", tmp_path / "best.pth", "--images", tmp_path / "crops"]
+    done = case.run_tool("explain_rec.py", *words, "--output", tmp_path / "pages")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == ["000_000.html", "002_002.html"]
     assert "001.png\tnot read: image" in done.stdout and done.stdout.count("\n") == 3
-    infer = [sys.executable, engine_case.ROOT / "tools/infer_rec.py", *command[2:]]
-    done = subprocess.run(
-        [*infer, "--images", tmp_path / "crops", "--output", tmp_path / "r.txt", "--explain", tmp_path / "also"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = case.run_tool("infer_rec.py", *words, "--output", tmp_path / "r.txt", "--explain", tmp_path / "also")
     assert done.returncode == 0 and len(list((tmp_path / "also").iterdir())) == 2

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 
-import engine_case
 import numpy as np
 import pytest
 import reading_case as case
@@ -16,8 +15,6 @@ from openrec.errors import ConfigError, DataError
 from openrec.reading import inference, outputs, page
 from openrec.reading.inputs import Source
 from openrec.recognizer import Text, load
-
-TOOL = engine_case.ROOT / "tools" / "infer_rec.py"
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +29,16 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(*words, cwd=None):
-    return subprocess.run([sys.executable, TOOL, *map(str, words)], capture_output=True, text=True, cwd=cwd)
+def run(*words):
+    return case.run_tool("infer_rec.py", *words)
 
 
 def test_openocrs_command_line(place, tmp_path):
     """``--c`` and ``--o``, best.pth of the output directory, ./rec_results/rec_results.txt with three fields."""
-    done = run("--c", place / "run.yml", "--o", f"Global.infer_img={place / 'crops'}", cwd=tmp_path)
+    words = ["--c", place / "run.yml", "--o", f"Global.infer_img={place / 'crops'}"]
+    done = subprocess.run(
+        [sys.executable, case.ROOT / "tools/infer_rec.py", *words], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in (tmp_path / "rec_results/rec_results.txt").read_text().splitlines()]
     assert len(rows) == 10 and all(len(row) == 3 for row in rows)
@@ -74,9 +74,10 @@ def test_no_yaml_is_needed(place, tmp_path):
         (("--model", "BEST", "--images", "CROPS", "--output", "/proc/no/r.txt"), "cannot write"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(words, message, place, tmp_path):
+def test_mistakes_are_told_in_a_sentence(words, message, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     files = {"RUN": place / "run.yml", "BEST": place / "best.pth", "CROPS": place / "crops"}
-    done = run(*(files.get(w, w) for w in words), cwd=tmp_path)
+    done = run(*(files.get(w, w) for w in words))
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
