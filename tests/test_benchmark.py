@@ -1,12 +1,16 @@
 """The benchmark scripts: sets, both numbers, CSV layout, Markdown, intervals, latency."""
 
+import copy
 import csv
 
 import engine_case
 import numpy as np
 import pytest
 import reading_case as case
+from small_models import shrink
 
+from openrec.charset import Charset
+from openrec.config import load_config
 from openrec.engine import latency
 from openrec.engine.benchmark import config_of_checkpoint, prepare_config, run_benchmark
 from openrec.engine.benchmark_sets import CHINESE, ENGLISH, LONG, find_sets
@@ -135,6 +139,20 @@ def test_what_the_scripts_change(world):
     synthetic["Eval"] = None
     with pytest.raises(ConfigError, match="Eval"):
         prepare_config(synthetic, "en")
+
+
+@pytest.mark.parametrize("kind", ["en", "ch", "long"])
+def test_a_model_with_two_branches(kind, world, tmp_path, monkeypatch):
+    """Scores of both branches for words; long lines are scored on CTC alone, from the same checkpoint."""
+    monkeypatch.chdir(case.ROOT)
+    config = load_config("configs/rec/svtrv2/svtrv2_smtr_gtc_rctc.yml", ["Global.device=cpu"])
+    shrink(config["Architecture"])
+    charset = Charset.load(config["Global"]["character_dict_path"])
+    config["Eval"]["loader"]["num_workers"] = 0
+    config["Global"]["pretrained_model"] = str(case.checkpoint(tmp_path / "gtc.pth", copy.deepcopy(config), charset))
+    places = find_sets(LONG if kind == "long" else ENGLISH, tmp_path, [f"SVT={world / 'data/SVT'}"])
+    (result,) = run_benchmark(config, places, kind).results
+    assert result.samples() == 5 and ("gtc_acc" in result.every) == (kind != "long")
 
 
 def test_nothing_found_is_an_error(world, tmp_path):

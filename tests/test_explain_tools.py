@@ -66,6 +66,21 @@ def test_nothing_stays_behind(recognizer):
     assert all(p.grad is None for p in recognizer.model.parameters())
 
 
+def test_threads_do_not_mix(recognizer):
+    """A server explains and reads with one model at the same time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pictures = [case.picture(i, 128, 32) for i in range(12)]
+    wanted = [t.text for t in recognizer(pictures)]
+    with ThreadPoolExecutor(4) as pool:
+        explained = [pool.submit(explain, recognizer, p) for p in pictures]
+        read = [pool.submit(recognizer, p) for p in pictures]
+        assert [f.result()[0].text for f in read] == wanted
+        for future, text in zip(explained, wanted):
+            found = future.result()
+            assert found.decoded.text == text and len(found.maps) == len(text) and len(found.points) == 2
+
+
 def test_gradients_where_a_decoder_tells_nothing(tmp_path):
     neck = {"dims": 16, "depth": 1, "hidden_dims": 16, "num_heads": 2}
     content = case.config(Architecture__Decoder={"name": "CTCDecoder", "svtr_encoder": neck})

@@ -6,6 +6,7 @@ each character's log-probability with respect to the feature map stands in (Selv
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from openrec.modeling.encoders.dassm import Dynamic_Adaptive_Scan
 from openrec.postprocess.base import Decoded
 from openrec.reading.batches import Failed, Item, Prepare, joined, stack
 from openrec.reading.inputs import MAX_PIXELS, sources
+
+_LOCK = threading.Lock()  # one explanation at a time: modules have one listener
 
 
 @dataclass
@@ -83,12 +86,15 @@ class _Heard:
 
 @contextmanager
 def _listening(model: nn.Module) -> Iterator[_Heard]:
-    heard, names = _Heard(), {m: n for n, m in model.named_modules()}
+    heard, names, thread = _Heard(), {m: n for n, m in model.named_modules()}, threading.get_ident()
 
     def listen(module: nn.Module, key: str, tensor: Tensor) -> None:
-        heard.rows.append((names[module], key, tensor.detach().float().cpu()))
+        if threading.get_ident() == thread:  # a server may read with the same model at the same time
+            heard.rows.append((names[module], key, tensor.detach().float().cpu()))
 
-    def keep_features(_: Any, __: Any, output: Any) -> Tensor:
+    def keep_features(_: Any, __: Any, output: Any) -> Tensor | None:
+        if threading.get_ident() != thread:
+            return None
         # a leaf of its own, so that gradients stop here and no encoder needs a backward pass
         heard.features = output.detach().requires_grad_(True)
         return heard.features
@@ -134,7 +140,7 @@ def explain(recognizer: Any, image: Any, max_pixels: int = MAX_PIXELS, gradients
         raise SampleError(item.reason)
     images = stack([item])
     device = next(model.parameters()).device
-    with _listening(model) as heard, torch.set_grad_enabled(gradients):
+    with _LOCK, _listening(model) as heard, torch.set_grad_enabled(gradients):
         predictions = model(torch.from_numpy(images).to(device))
     texts = recognizer.decode(_detached(predictions))
     decoded = joined(texts) if item.image.ndim == 4 else texts[0]
