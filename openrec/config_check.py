@@ -18,6 +18,7 @@ from typing import Any
 from openrec import config_schema as schema
 from openrec import registry
 from openrec.config_charset import resolve_charset
+from openrec.config_image import image_problems
 from openrec.errors import ConfigError
 
 
@@ -350,7 +351,7 @@ def _fit(config: Mapping[str, Any], mode: str) -> list[str]:
         )
     if mode == "train":
         problems += _fit_training(config, decoder, loss, is_gtc, both)
-    return problems
+    return problems + image_problems(config, mode)
 
 
 def _fit_training(config: Mapping[str, Any], decoder: Any, loss: Any, is_gtc: bool, both: bool) -> list[str]:

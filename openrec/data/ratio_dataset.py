@@ -48,6 +48,15 @@ class RatioDataSetTVResize(LmdbWords):
 
     resize = staticmethod(geometry.resize_pil)
 
+    @staticmethod
+    def largest_image(arguments: Mapping[str, Any], loader: Mapping[str, Any]) -> tuple[int, int]:
+        """(height, width) px that no image of such a data set exceeds."""
+        shapes = geometry.check_base_shape(arguments.get("base_shape"), "dataset")
+        low, high = int(loader.get("min_ratio") or 1), int(loader.get("max_ratio") or 10)
+        base_h = int(arguments.get("base_h", geometry.BASE_H))
+        sizes = [geometry.bucket_size(q, shapes, base_h) for q in range(low, high + 1)]
+        return max(h for _, h in sizes), max(w for w, _ in sizes)
+
     def __init__(
         self,
         data_dir_list: Sequence[str],

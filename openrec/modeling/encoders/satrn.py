@@ -156,6 +156,12 @@ class SATRNEncoder(nn.Module):
 
     key_aliases = {"num_heads": "n_head", "depth": "n_layers"}
 
+    @staticmethod
+    def largest_image(arguments: Mapping[str, Any]) -> tuple[int, int]:
+        """(height, width) px of the largest image that the position tables hold."""
+        side = 4 * int(arguments.get("n_position", 100))
+        return side, side
+
     def __init__(
         self,
         in_channels: int = 3,

@@ -8,6 +8,7 @@ A scan sees the map in one raster direction: a pixel reads earlier rows and, in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,16 @@ class SVTRv2Mamba(SVTRv2Skeleton):
         mixer_cfg: further arguments by mixer, ``{Mamba: {layerscale: True}, DAT: {stride: [2, 2]}}``; those that a
             mixer lists in ``per_stage`` also as one value per stage, ``{DAT: {n_groups: [1, 2, 4]}}``.
     """
+
+    @classmethod
+    def largest_image(cls, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+        """(height, width) px of the largest image that the position tables hold; None: there are none."""
+        windows = {name for name, given in (arguments.get("mixer_cfg") or {}).items() if given.get("window_size")}
+        tables = any(name.startswith("True2D") and name not in windows for name in _mixer_names(arguments.get("mixer")))
+        if not tables and not arguments.get("use_pos_embed", parameters(cls)["use_pos_embed"].default):
+            return None
+        height, width = arguments.get("max_sz", (32, 128))
+        return height, width
 
     def __init__(
         self,
@@ -175,3 +186,10 @@ def _split_mixer_cfg(
             extra[key] = value
     check_mixer_cfg(others, BlockOptions().offer())
     return extra, others
+
+
+def _mixer_names(mixer: Any) -> set[str]:
+    """Names in ``mixer`` as a config spells it, checked or not."""
+    if isinstance(mixer, str):
+        return set(re.findall(r"[A-Za-z]\w*", mixer))
+    return set().union(*map(_mixer_names, mixer)) if isinstance(mixer, Sequence) else set()

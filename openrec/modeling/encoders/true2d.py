@@ -8,7 +8,7 @@ skeleton (``True2DBlock``, mixer ``True2D``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -274,6 +274,14 @@ class True2DEncoder(nn.Module):
     """
 
     key_aliases = {"num_heads": "n_head", "depth": "n_layers"}
+
+    @staticmethod
+    def largest_image(arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+        """(height, width) px of the largest image that the position tables hold; None: there are none."""
+        if arguments.get("window_size") is not None and not arguments.get("abs_pos"):
+            return None
+        height, width = arguments.get("max_sz", (32, 128))
+        return height, width
 
     def __init__(
         self,
