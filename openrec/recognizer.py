@@ -155,6 +155,15 @@ class Recognizer:
         for group in grouped(sources(images), prepare, batch_size, workers):
             yield from self._read_group(group)
 
+    def explain(self, image: Any) -> Any:
+        """Read one picture and tell where the model looked: an ``openrec.reading.looking.Explanation``.
+
+        ``openrec.reading.word_page.page`` makes HTML of it. Raises ``SampleError`` for a picture that cannot be read.
+        """
+        from openrec.reading.looking import explain
+
+        return explain(self, image)
+
     def warm_up(self, batch_size: int = 32) -> None:
         """Compute one batch of every size that pictures can get, so that the first real one is not slower."""
         channels = int(self.card.config["Architecture"].get("in_channels", 3))

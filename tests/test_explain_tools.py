@@ -43,6 +43,7 @@ def test_columns_rows_and_scan(recognizer):
             points.places[:, :, 0], np.broadcast_to(points.origins, points.places[:, :, 0].shape)
         )
     assert found.image.shape == (32, 128, 3)
+    assert recognizer.explain(case.picture(1, 128, 32)).decoded.text == text.text
 
 
 def test_offsets_are_pixels_of_the_map(recognizer):
