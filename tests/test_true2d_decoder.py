@@ -333,3 +333,17 @@ def test_points_and_weights_are_told_to_a_listener():
     torch.testing.assert_close(scores.sum((2, 3)), torch.ones(2, 3))
     loc = told[read, "ref"][:, None, :, None] + told[read, "offset"].transpose(1, 2) / torch.tensor([8.0, 4.0])
     torch.testing.assert_close(told[read, "loc"], loc)
+
+
+def test_a_diagnosis_sees_points_far_outside_and_one_hot_weights():
+    """The two extremes of what is told: every point outside the map, and all the weight on one point."""
+    cross = plain(dim=4, heads=2, points=3)
+    with torch.no_grad():
+        cross.sampling_offsets.bias.view(2, 3, 2)[..., 0] = 10 * 8.0  # ten map widths to the right
+        cross.attention_weights.bias.view(2, 3)[:] = torch.tensor([1e4, 0.0, 0.0])
+    told = {}
+    cross._listener = lambda module, key, tensor: told.setdefault(key, tensor)
+    out = read(cross, torch.zeros(1, 5, 4).double(), torch.randn(1, 4, 4, 8).double(), torch.rand(1, 5, 2).double())
+    outside = ((told["loc"] < 0) | (told["loc"] > 1)).any(-1)
+    entropy = -torch.xlogy(told["attn"], told["attn"]).sum(-1) / math.log(3)
+    assert outside.all() and entropy.abs().max() == 0 and out.abs().max() == 0
