@@ -188,10 +188,9 @@ def _sampling(found: Explanation) -> str:
     if not shown:
         return ""
     figures = "".join(_dots(found, points) for points in shown)
-    note = (
-        "Each dot is a place that the module reads instead of its own position; a line leads back to that position. "
-        "Colors are groups of channels. The last module of each stage is shown."
-    )
+    note = "Each dot is a place that the module reads; colors are groups of channels. The last module of each stage."
+    if any(points.origins is not None for points in shown):
+        note += " A line leads back to the position for which it is read."
     return f'<h2>Sampling points</h2><p class="quiet">{note}</p>{figures}'
 
 
