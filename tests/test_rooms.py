@@ -26,7 +26,9 @@ ROOMS = [
     ("reading",),
     ("recognizer",),
     ("explain",),
+    ("diagnose",),
     ("engine",),
+    ("compare",),
 ]
 
 
