@@ -52,7 +52,7 @@ class Recorder:
 
     Args:
         model: gives modules their names (``named_modules``); a module outside it goes by its class name.
-        reduce: called as ``reduce(key, tensor)`` on each recorded tensor, what it returns is kept (for example a dict of
+        reduce: called as ``reduce(key, tensor)`` on each recorded tensor, what it returns is kept (say, a dict of
             numbers); None keeps the detached tensor itself. It runs without gradients.
 
     A module that records one key several times in a forward (a decoder's steps) has several entries, in order.
