@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-BACKENDS = ("auto", "native", "torch", "reference")
+BACKENDS = ("auto", "native", "torch", "reference", "parallel")
 INTERFACE = 1  # csrc/cpu/dispatch.cpp holds the same number
 HOW = "build it with: pip install --no-build-isolation -e . (or python setup.py build_ext --inplace)"
 
@@ -105,18 +107,31 @@ _default = _default_backend()
 native = _load()
 _usable = frozenset({"cpu", "cuda"} - set(native.reasons))
 _warned: set[str] = set()
+_forced = ""
+
+
+@contextmanager
+def forced(backend: str) -> Iterator[None]:
+    """Every operator runs by ``backend`` inside, whatever its caller asks for: what exporters need."""
+    global _forced
+    before, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def choose(op: str, backend: str, device: torch.device) -> str:
-    """The backend that runs: ``"native"``, ``"torch"`` (fast plain PyTorch) or ``"reference"``.
+    """The backend that runs: ``"native"``, ``"torch"`` (fast plain PyTorch), ``"reference"`` or ``"parallel"``
+    (plain PyTorch without loops or operators of our own, for exporters).
 
     Raises:
         ValueError: an unknown name. RuntimeError: ``"native"`` was asked for and is not loaded; says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f'{op}: backend must be one of {", ".join(BACKENDS)}, got "{backend}"')
-    asked = _default if backend == "auto" else backend
-    if asked in ("torch", "reference"):
+    asked = _forced or (_default if backend == "auto" else backend)
+    if asked in ("torch", "reference", "parallel"):
         return asked
     if device.type in _usable:
         return "native"

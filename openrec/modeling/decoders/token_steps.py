@@ -31,8 +31,10 @@ def greedy(step: Callable[[Tensor | None], Tensor], limit: int) -> Tensor:
         step: the last step's classes ``[B]`` (``None`` at first) -> logits ``[B, classes]``.
 
     Returns:
-        Probabilities ``[B, T, classes]``; T is the first step at which all rows have ended, or ``limit``.
+        Probabilities ``[B, T, classes]``; T is the first step at which all rows have ended, or ``limit``. An exporter
+        gets all ``limit`` steps: a graph cannot end early, and what follows an end token is no text.
     """
+    whole = torch.compiler.is_exporting()
     probabilities: list[Tensor] = []
     ended: list[Tensor] = []
     best: Tensor | None = None
@@ -40,7 +42,9 @@ def greedy(step: Callable[[Tensor | None], Tensor], limit: int) -> Tensor:
         probabilities.append(step(best).softmax(-1))
         best = probabilities[-1].argmax(-1)
         ended.append(best == EOS if not ended else ended[-1] | (best == EOS))
-        if (best.device.type == "cpu" or t % CHECK_EVERY == 0) and bool(ended[-1].all()):
+        if not whole and (best.device.type == "cpu" or t % CHECK_EVERY == 0) and bool(ended[-1].all()):
             break
+    if whole:
+        return torch.stack(probabilities, 1)
     running = torch.stack(ended).all(1).logical_not().sum()  # steps after which some row was still open
     return torch.stack(probabilities[: int(running) + 1], 1)
