@@ -1,90 +1,77 @@
-"""Modules tell what they look at: ``record(self, "loc", points)`` costs one check until a :class:`Recorder` listens.
+"""What modules tell a diagnosis: ``record(self, "attn", weights)`` costs one attribute check while nobody listens.
 
-A module calls :func:`record` wherever it holds something worth a look (sampling points, attention weights, step sizes).
-Nobody listens in normal training, evaluation and export: the call returns at once, and a compiled or exported graph
-holds nothing of it. Work that only serves the record belongs behind ``if recording():``.
+Keys and shapes (coordinates are (x, y)):
 
-Keys and shapes (systems.md 0.5), coordinates as (x, y):
+========  ================  ===================================================================================
+loc       [B, M, Q, P, 2]   sampling points of M groups or heads, in [0, 1] of the map they sample
+ref       [.., 2]           points the offsets start from, in [0, 1]
+offset    [.., 2]           offsets in pixels of the map they sample
+attn      [B, .., K]        softmax weights over K places; over a whole map [B, .., T, H, W]
+grid      [B, H, W, 2]      sampling grid of a transform, in [0, 1] of its input
+fiducial  [B, K, 2]         control points of a transform, in [0, 1] of its input
+theta     [B, 2, 3]         affine matrix of a transform
+box       [B, Q, 4]         centre, width and height in [0, 1]
+score     [B, Q]            probability that a query's box holds a character
+dt        any               step sizes of a scan
+decay     any               what a step leaves of a scan's state, exp(dt * A)
+========  ================  ===================================================================================
 
-========  =======================  ==========================================================================
-key       shape                    meaning
-========  =======================  ==========================================================================
-loc       [B, M, Q, P, 2]          sampling points, normalised to [0, 1] over the map they sample
-ref       [B, Q, 2]                reference points the offsets start from, in [0, 1]
-offset    [..., 2]                 offsets in pixels of the map they sample
-attn      [B, T|.., K]             softmax weights, last axis sums to one (a 2-D map as [B, T, H, W])
-grid      [B, H, W, 2]             sampling grid of a transform, in [0, 1]
-fiducial  [B, K, 2]                control points of a transform, in [0, 1]
-theta     [B, 2, 3]                affine matrix of a transform
-image     [B, 3, H, W]             rectified image
-box       [B, Q, 4]                cxcywh in [0, 1]
-score     [B, Q, classes]          class probabilities that belong to ``box``
-dt        any                      step sizes of a scan, after softplus
-decay     any                      exp(dt A) of a scan
-state     any                      states of a scan
-========  =======================  ==========================================================================
+Compiled and exported graphs hold nothing of it: :func:`record` is silent while a graph is traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_active: Recorder | None = None
+Listener = Callable[[nn.Module, str, Tensor], None]
 
 
-def recording() -> bool:
-    """Is anybody listening? Guards work that only the record needs (False inside compiled and exported graphs)."""
-    return _active is not None and not torch.compiler.is_compiling()
+def recording(module: nn.Module) -> bool:
+    """Whether somebody listens to ``module``: ask before computing what only a diagnosis needs."""
+    return not torch.compiler.is_compiling() and getattr(module, "_listener", None) is not None
 
 
 def record(module: nn.Module, key: str, tensor: Tensor) -> None:
-    """Hand ``tensor`` to the active :class:`Recorder`; nothing at all when there is none."""
-    if _active is not None and not torch.compiler.is_compiling():
-        _active.add(module, key, tensor)
+    """Hand ``tensor`` to the listener of ``module``, if there is one."""
+    if recording(module):
+        module._listener(module, key, tensor)  # type: ignore[operator]
 
 
 class Recorder:
-    """Context in which :func:`record` keeps what modules tell, under (module name, key).
+    """Context that listens to all modules of a model.
 
     Args:
-        model: gives modules their names (``named_modules``); a module outside it goes by its class name.
-        reduce: called as ``reduce(key, tensor)`` on each recorded tensor, what it returns is kept (say, a dict of
-            numbers); None keeps the detached tensor itself. It runs without gradients.
+        model: the bare model; its ``named_modules`` give the names.
+        reduce: ``reduce(key, tensor)``, whatever it returns is kept; None keeps the detached tensor.
 
-    A module that records one key several times in a forward (a decoder's steps) has several entries, in order.
+    ``entries`` maps (module name, key) to a list: a module may tell a key several times in a pass (once per step of a
+    recurrent decoder). Listeners that were there before are put back on leaving.
     """
 
-    def __init__(self, model: nn.Module | None = None, reduce: Callable[[str, Tensor], Any] | None = None):
-        self._names = {id(module): name for name, module in model.named_modules()} if model is not None else {}
-        self._reduce = reduce
-        self._outer: Recorder | None = None
+    def __init__(self, model: nn.Module, reduce: Callable[[str, Tensor], Any] | None = None) -> None:
+        self.names: Mapping[nn.Module, str] = {module: name for name, module in model.named_modules()}
         self.entries: dict[tuple[str, str], list[Any]] = {}
+        self._reduce, self._before = reduce, {}  # type: ignore[var-annotated]
 
     def __enter__(self) -> Recorder:
-        global _active
-        self._outer, _active = _active, self
+        self._before = {module: getattr(module, "_listener", None) for module in self.names}
+        for module in self.names:
+            module._listener = self._listen  # type: ignore[assignment]
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        global _active
-        _active, self._outer = self._outer, None
+    def __exit__(self, *_: object) -> None:
+        for module, listener in self._before.items():
+            module._listener = listener
 
-    def add(self, module: nn.Module, key: str, tensor: Tensor) -> None:
-        """Keep one recorded tensor (reduced where ``reduce`` was given)."""
-        name = self._names.get(id(module)) or type(module).__name__
-        with torch.no_grad():
-            kept = tensor.detach() if self._reduce is None else self._reduce(key, tensor.detach())
-        self.entries.setdefault((name, key), []).append(kept)
+    @torch.no_grad()
+    def _listen(self, module: nn.Module, key: str, tensor: Tensor) -> None:
+        kept = tensor.detach() if self._reduce is None else self._reduce(key, tensor.detach())
+        self.entries.setdefault((self.names[module], key), []).append(kept)
 
-    def clear(self) -> None:
-        """Forget everything kept so far."""
-        self.entries.clear()
-
-    def __iter__(self) -> Iterator[tuple[str, str, list[Any]]]:
-        """(module name, key, entries), in the order in which modules first spoke."""
-        for (name, key), kept in self.entries.items():
-            yield name, key, kept
+    def of(self, key: str) -> dict[str, list[Any]]:
+        """What was told under ``key``, by module name, in the order in which modules first told it."""
+        return {name: kept for (name, k), kept in self.entries.items() if k == key}
