@@ -100,7 +100,7 @@ def scan(shape: tuple[int, ...], n: int, channels_last: bool) -> Callable[[torch
             tensors,
             lambda **t: ops.selective_scan(**t, **options, backend="native"),
             {
-                "loop": scan_loop,
+                **({"loop": scan_loop} if n == 1 else {}),  # half a minute per call with 16 states
                 "reference": lambda **t: ops.selective_scan_ref(**t, **options),
                 "torch": lambda **t: ops.selective_scan(**t, **options, backend="torch"),
             },
