@@ -6,7 +6,7 @@
     python benchmarks/bench_ops.py --device cuda         # GPU, shapes S1-S7, fp32 and bf16
     options: --shapes S2 S5 --dtypes float32 bfloat16 --ops scan dcnv3 --isa avx2 --out results/name.json --plot
 
-Rivals: "loop" is the scan as Mamba's paper writes it, a Python loop over [B, D, L], and has no other layout; "reference"
+Rivals: "loop" is the scan as Mamba's paper writes it, step by step over [B, D, L], its only layout; "reference"
 is the definition beside the operator (for dcnv3 grid_sample), in the layout of the case; "torch" is the fastest form
 that plain PyTorch allows, which runs where nothing is compiled.
 
