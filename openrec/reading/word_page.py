@@ -23,7 +23,7 @@ from openrec.reading.page import color_of, marked
 
 _WIDTH = 720  # px of the large pictures
 _GROUPS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --quiet: #777; --line: #8884; }
 body { font: 15px/1.5 system-ui, "Noto Sans", sans-serif; margin: 2rem auto; max-width: 780px; padding: 0 1rem; }
 h1 { font-size: 2rem; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -47,25 +47,27 @@ def page(found: Explanation) -> str:
         "<!doctype html>\n",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(text or 'nothing')}</title><style>{_STYLE}</style></head><body>",
+        f"<title>{html.escape(text or 'nothing')}</title><style>{STYLE}</style></head><body>",
         f'<h1 dir="auto">{marked(text, scores) or "(nothing)"}</h1>',
         f'<p class="quiet">score {found.decoded.score:.3f}, the mean of the characters\' probabilities: '
         f"{_numbers(found)}<br>{html.escape(found.name)}</p>",
-        _transform(found),
-        _picture_section(found),
-        _looks(found),
-        _sampling(found),
+        sections(found),
         "</body></html>\n",
     ]
     return "".join(parts)
 
 
+def sections(found: Explanation) -> str:
+    """What stands below the text: transform, columns, where each character was looked at, sampling points."""
+    return _transform(found) + _picture_section(found) + _looks(found) + _sampling(found)
+
+
 def _numbers(found: Explanation) -> str:
-    pairs = zip(_characters(found), found.decoded.char_scores)
+    pairs = zip(characters(found), found.decoded.char_scores)
     return html.escape(" · ".join(f"{c} {s:.2f}" for c, s in pairs))
 
 
-def _characters(found: Explanation) -> list[str]:
+def characters(found: Explanation) -> list[str]:
     """One text per score; a dictionary line may hold several code points."""
     text, n = found.decoded.text, len(found.decoded.char_scores)
     if found.frames and len(text) != n:
@@ -78,12 +80,13 @@ def _svg(image: np.ndarray, inside: str, extra: float = 0.0, gray: bool = False)
     height, width = image.shape[:2]
     return (
         f'<svg viewBox="0 0 {width} {height + extra:g}" style="max-width:{_WIDTH}px" role="img">'
-        f'<image href="{_png(image, gray)}" width="{width}" height="{height}" '
+        f'<image href="{png(image, gray)}" width="{width}" height="{height}" '
         f'preserveAspectRatio="none"/>{inside}</svg>'
     )
 
 
-def _png(image: np.ndarray, gray: bool = False) -> str:
+def png(image: np.ndarray, gray: bool = False) -> str:
+    """A picture as a ``data:`` address."""
     if gray:
         image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
     data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
@@ -104,7 +107,7 @@ def _picture_section(found: Explanation) -> str:
             "Bars are probabilities; grey ones are blanks. A character counts once where its bars touch."
         )
         return f'<h2>{title}</h2><p class="quiet">{note}</p>{_alignment(found)}'
-    boxes = "".join(_box(found, b, c, s) for b, c, s in zip(found.boxes, _characters(found), found.decoded.char_scores))
+    boxes = "".join(_box(found, b, c, s) for b, c, s in zip(found.boxes, characters(found), found.decoded.char_scores))
     return f'<h2>The input</h2><p class="quiet">{size}{padding}</p>{_svg(found.seen, boxes)}'
 
 
@@ -151,9 +154,9 @@ def _looks(found: Explanation) -> str:
             return ""
         return '<h2>Where it looked</h2><p class="quiet">This decoder tells nothing about single characters.</p>'
     figures = [
-        f"<figure>{_svg_image(_heated(found.seen, m))}<figcaption>{html.escape(c)} "
+        f"<figure>{_svg_image(heated(found.seen, m))}<figcaption>{html.escape(c)} "
         f'<span class="quiet">{s:.2f}</span></figcaption></figure>'
-        for m, c, s in zip(found.maps, _characters(found), found.decoded.char_scores)
+        for m, c, s in zip(found.maps, characters(found), found.decoded.char_scores)
     ]
     note = f"From {html.escape(found.source)}; bright is much, each picture has its own scale."
     return (
@@ -162,7 +165,7 @@ def _looks(found: Explanation) -> str:
     )
 
 
-def _heated(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def heated(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The picture in grey, the map over it."""
     height, width = image.shape[:2]
     large = cv2.resize(weights.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR).clip(0, 1)
@@ -175,7 +178,7 @@ def _heated(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _svg_image(image: np.ndarray) -> str:
     height, width = image.shape[:2]
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img"><image href="{_png(image)}" width="{width}" '
+        f'<svg viewBox="0 0 {width} {height}" role="img"><image href="{png(image)}" width="{width}" '
         f'height="{height}"/></svg>'
     )
 
