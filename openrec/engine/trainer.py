@@ -264,8 +264,9 @@ class Trainer:
             group = list(itertools.islice(batches, size))
         self.model.train()
         for module in self.model.modules():  # some train differently at first, such as hard attention
-            if hasattr(module, "begin_epoch"):
-                module.begin_epoch(progress.epoch)
+            begin: Any = getattr(module, "begin_epoch", None)
+            if begin is not None:
+                begin(progress.epoch)
         bar = Bar(
             len(self.loader), progress.batch, f"epoch {progress.epoch}/{self._epochs}",
             show_bar(self.options["progress_bar"], self.world.is_main),
