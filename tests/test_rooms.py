@@ -25,8 +25,9 @@ ROOMS = [
     ("checkpoint", "optimizer", "export_format"),
     ("reading",),
     ("recognizer",),
-    ("explain",),
+    ("explain", "demo_web"),
     ("diagnose",),
+    ("export",),
     ("engine",),
     ("compare",),
 ]

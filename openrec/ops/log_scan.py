@@ -49,7 +49,7 @@ def log_scan(decay: Tensor, x: Tensor) -> Tensor:
     most = _longest if torch.compiler.is_compiling() or torch.jit.is_tracing() else length
     _, ends = _steps(
         decay[:, :, -1], x[:, :, -1], 1, (most + CHUNK - 1) // CHUNK
-    )  # [B, chunks, C], with what was before
+    )
     carry = F.pad(ends, (0, 0, 1, 0))[:, :chunks]
     h = x + decay * carry.unsqueeze(2)
     return h.flatten(1, 2)[:, :length].reshape(shape)

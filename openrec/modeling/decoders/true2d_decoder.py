@@ -52,7 +52,7 @@ def pixel_centres(h: int, w: int, device: torch.device, dtype: torch.dtype) -> T
     """``[h * w, 2]``: (x, y) in [0, 1] of every pixel, row by row."""
     y = (torch.arange(h, device=device, dtype=dtype) + 0.5) / h
     x = (torch.arange(w, device=device, dtype=dtype) + 0.5) / w
-    return torch.stack((x.repeat(h), y.repeat_interleave(w)), -1)
+    return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).flatten(0, 1)
 
 
 class Memory(NamedTuple):

@@ -191,7 +191,7 @@ class DATAttention(nn.Module):
             )
         if self.pe == "fixed":
             return cast(Tensor, self.rpe_table).unsqueeze(0)
-        y = torch.arange(h, device=points.device, dtype=points.dtype).repeat_interleave(w)
+        y = torch.arange(h, device=points.device, dtype=points.dtype)[:, None].expand(h, w).flatten()
         x = torch.arange(w, device=points.device, dtype=points.dtype).repeat(h)
         queries = torch.stack((y, x), -1)[:, None]  # [N, 1, 2]
         displacement = queries - points.flatten(2, 3).unsqueeze(2)  # [B, groups, N, Ns, 2], pixels

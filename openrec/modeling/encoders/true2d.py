@@ -61,8 +61,8 @@ class RelativePositionBias(nn.Module):
                 f"the feature map is {h}x{w}, larger than the table of relative positions, {hm}x{wm}: raise "
                 "Encoder.max_sz to the largest image, or set a window_size"
             )
-        y = torch.arange(h, device=device).repeat_interleave(w)
-        x = torch.arange(w, device=device).repeat(h)
+        y = torch.arange(h, device=device)[:, None].expand(h, w).flatten()
+        x = torch.arange(w, device=device).expand(h, w).flatten()
         return (y[:, None] - y + hm - 1) * (2 * wm - 1) + (x[:, None] - x + wm - 1)
 
     def _cached(self, h: int, w: int, device: torch.device) -> Tensor:

@@ -1,0 +1,134 @@
+"""What is exported: one branch of a model that gives probabilities, and a card that says so."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from openrec import registry
+from openrec.errors import ConfigError
+from openrec.preprocess.geometry import bucket_size
+from openrec.reading.loading import ModelCard
+from openrec.recognizer import Recognizer
+
+NO_GRAPH = ("SMTRDecoder",)  # their reading grows with the text in a way that no graph can hold
+LONGEST_SIDE = 1280  # px, of models whose pictures may have any width
+SMALLEST_SIDE = 16  # px
+
+
+class Sizes(NamedTuple):
+    """Sizes of pictures that a graph takes, in pixels; a side whose two numbers are equal is fixed."""
+
+    height: tuple[int, int]
+    width: tuple[int, int]
+
+    def text(self, steps: tuple[int, int] = (1, 1)) -> str:
+        """JSON for an export's metadata; ``steps``: px, sides are multiples of these."""
+        return json.dumps({"height": [*self.height, steps[0]], "width": [*self.width, steps[1]]})
+
+    def positions(self) -> int:
+        """Most positions of a feature map: a quarter of each side, rounded up."""
+        return math.ceil(self.height[1] / 4) * math.ceil(self.width[1] / 4)
+
+
+class Subject(nn.Module):
+    """Images ``[B, C, H, W]`` -> probabilities ``[B, T, classes]``.
+
+    Args:
+        recognizer: a PyTorch model; of a GTC model the branch that it reads with.
+
+    Attributes:
+        card: of a reader of the exported file.
+
+    Raises:
+        ConfigError: a decoder that cannot become a graph.
+    """
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(recognizer.model).cpu().eval().requires_grad_(False)
+        self.card = ModelCard(copy.deepcopy(recognizer.card.config), recognizer.charset, recognizer.preprocess)
+        decoder = getattr(self.model, "decoder", None)
+        if hasattr(decoder, "infer_gtc"):
+            self._keep_branch(decoder, recognizer.branch)
+        name = self.card.config["Architecture"].get("Decoder", {}).get("name", "")
+        if name in NO_GRAPH:
+            raise ConfigError(
+                f"export: {name} reads in a way that no graph can hold. Export the CTC branch of its GTC model "
+                "(--branch ctc), or its weights (--to safetensors)."
+            )
+
+    def _keep_branch(self, decoder: Any, branch: str) -> None:
+        """Leave one branch of a GTC decoder, and a config that describes what is left."""
+        config, chosen = self.card.config, f"{branch}_decoder"
+        own = dict(config["Architecture"]["Decoder"][chosen])
+        guide = (config["PostProcess"].get("gtc_label_decode") or {"name": "CTCLabelDecode"}).copy()
+        config["PostProcess"] = {"name": "CTCLabelDecode"} if branch == "ctc" else guide
+        config["Architecture"]["Decoder"] = own
+        model: Any = self.model
+        model.decoder = getattr(decoder, chosen)
+        # GTC averages the height for a plain CTC head, and reads a map row by row for a guide that wants a sequence.
+        model.bridge = ("pool" if branch == "ctc" else "flatten") if model.decoder.needs == "seq" else ""
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.model(images)
+        if isinstance(found, dict):
+            found = found["logits"]
+        found = found[-1] if isinstance(found, (list, tuple)) else found
+        return found[:, 0] if found.ndim == 4 else found
+
+    def sizes(self, max_width: int | None = None) -> Sizes:
+        """Sizes that its own preprocessing gives it, and every width up to the largest its encoder takes.
+
+        Args:
+            max_width: px; None: as wide as the encoder's position tables, else the widest picture (at least 320).
+        """
+        shapes = self.card.preprocess.shapes()
+        heights = [h for _, h in shapes] or [self._height()]
+        limit = _limit(self.card.config)
+        widest = max([320, *(w for w, _ in shapes)]) if shapes else LONGEST_SIDE
+        if limit is not None:
+            if limit[0] < max(heights):
+                heights = [h for h in heights if h <= limit[0]] or [limit[0]]
+            widest = limit[1]
+        if max_width is not None:
+            if limit is not None and max_width > limit[1]:
+                raise ConfigError(f"max_width: the model's position tables end at {limit[1]} px, got {max_width}.")
+            widest = max_width
+        return Sizes((min(heights), max(heights)), (min(SMALLEST_SIDE, widest), widest))
+
+    def _height(self) -> int:
+        """Of pictures that an op resizes to some width."""
+        sizes = self.card.preprocess.sizes or {}
+        if "size" in sizes:
+            return int(sizes["size"][1])
+        heights = [getattr(op, "height", getattr(op, "base_h", 0)) for op in self.card.preprocess.ops]
+        return next((int(h) for h in reversed(heights) if h), bucket_size(5)[1])
+
+    def example(self, sizes: Sizes, batch: int = 2) -> Tensor:
+        """A batch to trace with: inside all ranges, with sides that differ."""
+        channels = int(self.card.config["Architecture"].get("in_channels", 3))
+        width = min(max(sizes.width[0], 96), sizes.width[1])
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(batch, channels, sizes.height[1], width, generator=generator) * 2 - 1
+
+
+def _limit(config: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) px of the largest picture that the encoder's position tables hold."""
+    if config["Architecture"].get("Transform"):
+        return None
+    encoder = config["Architecture"].get("Encoder") or {}
+    target = registry.resolve("encoder", encoder["name"])
+    ask = getattr(target, "largest_image", None)
+    if ask is not None:
+        return ask(encoder)
+    known = registry.parameters(target)
+    if "use_pos_embed" in known and encoder.get("use_pos_embed", known["use_pos_embed"].default):
+        size = encoder.get("max_sz", known["max_sz"].default)
+        return int(size[0]), int(size[1])
+    return None
