@@ -42,7 +42,8 @@ def sources(images: Any) -> list[Source]:
     """
     if isinstance(images, np.ndarray) and images.ndim == 4:
         images = list(images)
-    several = isinstance(images, Iterable) and not isinstance(images, (str, bytes, bytearray, os.PathLike))
+    one = (str, bytes, bytearray, os.PathLike, Source)  # a Source is a tuple, and one picture
+    several = isinstance(images, Iterable) and not isinstance(images, one)
     if not several or isinstance(images, np.ndarray):
         images = [images]
     found: list[Source] = []
