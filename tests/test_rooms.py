@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms in the order of the flow. A module may import from earlier rooms and from its own.
 ROOMS = [
     ("version", "errors"),
-    ("registry", "charset", "curves"),
+    ("registry", "charset", "curves", "dictionary"),
     ("config", "config_schema", "config_yaml", "config_charset", "config_check", "config_image", "cli"),
     ("preprocess",),
     ("data",),
