@@ -143,11 +143,10 @@ class Trainer:
             self.model = use_synced_batch_norm(self.model, device)
 
     def _build_optimizer(self) -> None:
-        options = self.options
-        batches, group = len(self.loader), int(options["accumulation_steps"])
+        options, batches = self.options, len(self.loader)
         optimizer, schedule = build_optimizer(
-            self.config["Optimizer"], self.config["LRScheduler"], int(options["epoch_num"]),
-            math.ceil(batches / group), self.model,
+            self.config["Optimizer"], self.config["LRScheduler"], int(options["epoch_num"]), self._schedule_steps(),
+            self.model,
         )  # fmt: skip
         ema = Ema(self.model, float(options["ema_decay"])) if options["use_ema"] else None
         self.parts = RunParts(
@@ -159,6 +158,10 @@ class Trainer:
             self.model, self.loss, optimizer, schedule, self.world, amp=options["use_amp"],
             grad_clip=float(options["grad_clip_val"]), ema=ema, compile=options["compile"],
         )  # fmt: skip
+
+    def _schedule_steps(self) -> int:
+        """Optimizer steps that the schedule counts as an epoch."""
+        return math.ceil(len(self.loader) / int(self.options["accumulation_steps"]))
 
     def _start(self) -> None:
         """Continue at ``latest.pth`` or ``Global.checkpoints``, or start from weights, or from scratch."""

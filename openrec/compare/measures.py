@@ -1,0 +1,125 @@
+"""Size, operations, speed and memory of a system, on one batch of its training data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openrec.compare.flops import count_flops
+from openrec.config import resolve_charset
+from openrec.data import build_loader
+from openrec.engine.distributed import start_world
+from openrec.engine.latency import measure
+from openrec.losses import build_loss
+from openrec.modeling import build_model
+from openrec.optimizer import build_optimizer
+from openrec.postprocess import build_post_process
+
+MEASURED_STEPS, INFER_BATCH = 8, 32
+
+
+def build(config: Mapping[str, Any]) -> tuple[nn.Module, Any, Any]:
+    charset = resolve_charset(config)
+    post_process = build_post_process(config["PostProcess"], config["Global"], charset)
+    architecture = copy.deepcopy(config["Architecture"])
+    architecture["Decoder"]["out_channels"] = post_process.get_character_num()
+    return build_model(architecture), post_process, charset
+
+
+def measure_system(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Size, operations, speed and memory, on one batch of the training data; kept in ``measured.json``.
+
+    Memory is what training steps add to a process that holds model and batch already; on a CPU the highest memory of
+    the process tells it, so this comes before anything larger.
+    """
+    file = folder / "measured.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    device = start_world(config["Global"]["device"], join=False).device
+    torch.manual_seed(int(config["Global"]["seed"]))
+    model, _, charset = build(config)
+    loader = build_loader({**config, "Train": _in_process(config["Train"])}, "Train", charset=charset, seed=0)
+    batch = next(iter(loader.epoch(1))).to(device)
+    loader.close()
+    image = batch.tensors[0]
+    channels, height, width = image.shape[1:]
+    numbers = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": count_flops(model, image[:1].cpu()),
+        "image": [channels, height, width], "batch_size": len(image),
+    }  # fmt: skip
+    model.to(device)
+    numbers |= _training_speed(model, config, batch.tensors, device)
+    numbers |= _reading_speed(model.eval(), device, (width, height), channels)
+    numbers["machine"] = _machine(device)
+    file.write_text(json.dumps(numbers))
+    return numbers
+
+
+def _in_process(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {**section, "loader": {**section["loader"], "num_workers": 0}}
+
+
+def _training_speed(model: nn.Module, config: Mapping[str, Any], tensors: list[Any], device: Any) -> dict[str, float]:
+    """Whole optimizer steps on one batch, without data: images per second and the memory they take."""
+    options = config["Global"]
+    loss = build_loss(config["Loss"]).to(device)
+    optimizer, _ = build_optimizer(config["Optimizer"], config["LRScheduler"], int(options["epoch_num"]), 100, model)
+    before, times = _memory(device, peak=False), []
+    model.train()
+    for module in model.modules():
+        if hasattr(module, "begin_epoch"):
+            module.begin_epoch(1)  # type: ignore[operator]
+    for _ in range(MEASURED_STEPS + 2):
+        start = _now(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bool(options["use_amp"])):
+            losses = loss(model(tensors[0], data=tensors[1:]), tensors)
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        times.append(_now(device) - start)
+    return {
+        "train_ips": len(tensors[0]) / statistics.median(times[2:]),
+        "peak_memory_mib": _memory(device) - before,
+    }
+
+
+def _reading_speed(model: nn.Module, device: Any, shape: tuple[int, int], channels: int) -> dict[str, float]:
+    with torch.inference_mode():
+        one, many = measure(
+            lambda x: model(torch.from_numpy(x).to(device)), [shape], (1, INFER_BATCH), channels=channels, warm_up=3,
+            runs=15, seconds=5,
+        )  # fmt: skip
+    return {"latency_ms": one.median, "infer_ips": 1000 / many.per_image}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _memory(device: torch.device, peak: bool = True) -> float:
+    """MiB: of a GPU's tensors, or of the process; the highest so far or now. NaN where the system does not tell."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device) / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(wanted)), math.nan)
+
+
+def _machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
+    return f"{device.type} ({name}), torch {torch.__version__}"

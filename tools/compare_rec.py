@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Compare systems: the same data, seed and budget, one table.
+
+    python tools/compare_rec.py -c configs/rec/svtrv2/svtrv2_mamba_tiny.yml configs/rec/satrn/satrn_tiny.yml \\
+        --minutes 20 --real words/ --output compared/
+
+Minutes are CPU time on a CPU (whatever else the machine does) and wall time on a GPU. The same command goes on where it
+was stopped and does not repeat what is finished; more systems can be added to the same --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from openrec.cli import run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--configs", nargs="+", required=True, metavar="YML")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each system")
+    parser.add_argument("--minutes", type=float, help="minutes of training work of each system")
+    parser.add_argument("--seed", type=int, default=48)
+    parser.add_argument("-o", "--opt", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every config")
+    parser.add_argument("--real", metavar="DIR", help="real words to score too: an LMDB, or a directory of images with "
+                        "labels.tsv (file<TAB>text)")  # fmt: skip
+    parser.add_argument("--output", default="compared", help="directory (default: %(default)s)")
+    a = parser.parse_args()
+
+    from openrec.compare.budget import Budget
+    from openrec.compare.run import compare
+    from openrec.compare.systems import Conditions
+
+    conditions = Conditions(Budget(a.steps, a.minutes), a.seed, tuple(a.opt), a.real)
+    command = "python tools/compare_rec.py " + shlex.join(sys.argv[1:])
+    compare(a.configs, a.output, conditions, command=command)
+    print(Path(a.output, "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run_tool(main)
