@@ -7,7 +7,7 @@ DEMO   ?= output/demo
 OPENREC_BUILD ?= cpu
 export OPENREC_BUILD
 
-.PHONY: help demo test test-slow kernels lint format clean
+.PHONY: help demo test test-slow docs kernels lint format clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ test: $(VENV)/.ready  ## the default test suite
 
 test-slow: $(VENV)/.ready  ## the longer tests too
 	$(BIN)/python -m pytest -n 2 -m slow
+
+docs: $(VENV)/.ready  ## the documentation as a web site in build/site
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]' --no-build-isolation
+	$(BIN)/python docs/gen_config.py
+	$(BIN)/mkdocs build -q
+	@echo "open build/site/index.html"
 
 kernels:         ## compile the CUDA kernels for all architectures, spills are errors (needs nvcc, no GPU)
 	$(PYTHON) .ci/compile_kernels
