@@ -109,6 +109,8 @@ GLOBAL: dict[str, Key] = {
     "ema_decay": Key("float", 0.9999, "decay of that average per optimizer step"),
     "compile": Key("bool", False, "torch.compile the model"),
     "eval_at_start": Key("bool", False, "evaluate once before the first step"),
+    "diagnose": Key("bool", False, "log numbers on what the model does inside, and warn where they look wrong"),
+    "diagnose_step": Key("int or null", None, "do that every that many steps; null: print_batch_step"),
     "max_steps": Key("int or null", None, "stop after that many optimizer steps of the run"),
     "progress_bar": Key("bool", True, "show a progress bar where the output is a terminal"),
     # known to OpenOCR, without effect here

@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from openrec.config import check_config, resolve_charset, save_config
 from openrec.data import build_loader
 from openrec.data.types import Batch
 from openrec.engine import summary
+from openrec.engine.diagnosis import Diagnosis
 from openrec.engine.distributed import (
     World,
     broadcast,
@@ -106,6 +108,7 @@ class Trainer:
         self._start()
         wanted = bool(self.options["use_tensorboard"]) and self.world.is_main
         self.board = TensorBoard(self.output, wanted, self.parts.progress.step)
+        self.diagnosis = Diagnosis(self.parts, self.step, self.board, self.options)
         self.clock, self.stop_signal = Clock(), 0
 
     def _build_data(self) -> None:
@@ -289,7 +292,7 @@ class Trainer:
     def _step(self, group: list[Batch], bar: Bar) -> None:
         progress = self.parts.progress
         self._note_skipped(group)
-        result = self.step(group, progress.step + 1, progress.batch)
+        result = self.diagnosis(group, progress.step + 1, progress.batch)
         progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
         self.clock.step_done(result.samples)
         if result.losses:
@@ -312,9 +315,7 @@ class Trainer:
         progress = self.parts.progress
         scores = self._training_metric(result)
         numbers = {"lr": result.lr, **scores, **self.parts.medians.get()}
-        left = self.parts.schedule.total_steps - progress.step
-        if self.options.get("max_steps") is not None:
-            left = min(left, self.options["max_steps"] - progress.step)
+        left = min(self.parts.schedule.total_steps, self.options["max_steps"] or sys.maxsize) - progress.step
         logger.info("%s", training_line(progress.epoch, self._epochs, progress.step, numbers, self.clock, left))
         speed = self.clock.samples_per_second * self.world.size
         self.jsonl.write(

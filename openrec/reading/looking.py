@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from openrec.errors import SampleError
-from openrec.modeling.decoders.rctc_decoder import RCTCDecoder
-from openrec.modeling.encoders.dassm import Dynamic_Adaptive_Scan
 from openrec.postprocess.base import Decoded
 from openrec.reading.batches import Failed, Item, Prepare, joined, stack
 from openrec.reading.inputs import MAX_PIXELS, sources
@@ -104,23 +102,10 @@ def _listening(model: nn.Module) -> Iterator[_Heard]:
             before = getattr(module, "_listener", None)
             module._listener = listen  # type: ignore[assignment]
             hooks.callback(setattr, module, "_listener", before)
-            if isinstance(module, RCTCDecoder):
-                hook = module.row_softmax.register_forward_hook(lambda m, i, o: listen(m, "rows", o))
-                hooks.callback(hook.remove)
-            if isinstance(module, Dynamic_Adaptive_Scan):
-                hook = module.offset.register_forward_hook(_offsets(listen, module))
-                hooks.callback(hook.remove)
         encoder = getattr(model, "encoder", None)
         if isinstance(encoder, nn.Module):
             hooks.callback(encoder.register_forward_hook(keep_features).remove)
         yield heard
-
-
-def _offsets(listen: Any, scan: Dynamic_Adaptive_Scan) -> Any:
-    def tell(_: Any, __: Any, output: Tensor) -> None:
-        listen(scan, "das", output.detach() * scan.offset_scale)
-
-    return tell
 
 
 def explain(recognizer: Any, image: Any, max_pixels: int = MAX_PIXELS, gradients: bool = True) -> Explanation:
@@ -215,7 +200,7 @@ def _look(
         return
     rows = heard.of("rows")
     if columns is not None and rows:
-        found.maps, found.source = _from_rows(rows[-1][1][0].numpy(), found, columns), "RCTC's vertical attention"
+        found.maps, found.source = _from_rows(rows[-1][1][0].T.numpy(), found, columns), "RCTC's vertical attention"
         return
     boxes = heard.of("box")
     if boxes and columns is None and boxes[-1][1].shape[1] > max(positions):
@@ -301,18 +286,16 @@ def _from_gradients(
 def _points(heard: _Heard, image: tuple[int, int]) -> list[Points]:
     """Sampling points of the encoder, and of a decoder that samples."""
     found: dict[str, Points] = {}
+    origins: dict[str, np.ndarray] = {}
     for name, key, tensor in heard.rows:
-        if key == "das":  # offsets [B, h, w, 2 * groups] in pixels of the map
-            h, w = tensor.shape[1:3]
-            offset = tensor[0].reshape(h * w, -1, 2).numpy().transpose(1, 0, 2)
-            y, x = np.mgrid[:h, :w]
-            origins = np.stack(((x.ravel() + 0.5) / w, (y.ravel() + 0.5) / h), -1)
-            places = origins + offset / np.array([w, h])
-            found[name] = Points(name.removesuffix(".offset"), places[:, :, None], origins)
+        if key == "ref" and tensor.ndim == 2:  # the same for all pictures
+            origins[name] = tensor.numpy()
         elif key == "loc" and tensor.ndim == 5:
             places = tensor[0].numpy()
             before = found.get(name)
             if before is not None and places.shape[1] == 1:  # told step by step
                 places = np.concatenate((before.places, places), 1)
-            found[name] = Points(name, places)
+            found[name] = Points(
+                name, places, origins.get(name) if places.shape[1] == len(origins.get(name, ())) else None
+            )
     return list(found.values())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.layers import Attention, Mlp, trunc_normal_
+from openrec.modeling.record import record
 
 
 class RowBlock(nn.Module):
@@ -37,7 +38,7 @@ class RCTCDecoder(nn.Module):
         out_channels: classes, the blank included.
         return_feats: training returns ``(features [B, W, C], logits)``.
 
-    ``row_softmax`` gives the attention ``[B, H, W]`` (its sum over H is 1); hook it to see the map.
+    It tells the attention as ``rows`` [B, W, H].
     """
 
     needs = "2d"
@@ -77,5 +78,6 @@ class RCTCDecoder(nn.Module):
         w_key, w_value = self.fc_kv.weight.chunk(2)
         query = (w_key * self.char_token.view(c, 1)).sum(0)  # [C]
         attention = self.row_softmax((x * query).sum(-1))  # [B, H, W]
+        record(self, "rows", attention.transpose(1, 2))  # [B, W, H]
         mean = (x * attention.unsqueeze(-1)).sum(1)  # [B, W, C]
         return F.linear(mean, w_value, self.fc_kv.bias[c:])

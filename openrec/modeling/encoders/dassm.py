@@ -27,6 +27,7 @@ from openrec.modeling.layers import (
     log_uniform,
     trunc_normal_,
 )
+from openrec.modeling.record import record, recording
 from openrec.ops import dcnv3, selective_scan
 
 
@@ -125,8 +126,20 @@ class Dynamic_Adaptive_Scan(nn.Module):
     def forward(self, input: Tensor, x: Tensor) -> Tensor:
         """``input`` [B, C, H, W] drives the offsets, ``x`` [B, H, W, C'] is sampled; returns [B, C', H, W]."""
         offset = self.offset(self.dw_conv(input))  # [B, H, W, group * 2], pixels
+        if recording(self):
+            self._tell(offset.detach().float() * self.offset_scale)
         out = dcnv3(x, offset, group=self.group, offset_scale=self.offset_scale, backend=self.op_backend)
         return out.permute(0, 3, 1, 2)
+
+    def _tell(self, offset: Tensor) -> None:
+        h, w = offset.shape[1:3]
+        y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+        size = offset.new_tensor([w, h])
+        reference = torch.stack((x, y), -1).to(offset).reshape(h * w, 2) / size
+        offset = offset.reshape(offset.shape[0], h * w, self.group, 1, 2).transpose(1, 2)  # [B, group, H * W, 1, 2]
+        record(self, "ref", reference)
+        record(self, "offset", offset)
+        record(self, "loc", reference[:, None] + offset / size)
 
 
 class DASSM(nn.Module):
@@ -222,6 +235,10 @@ class DASSM(nn.Module):
             backend=self.op_backend,
         )
         assert isinstance(y, Tensor)
+        if recording(self):
+            dt = F.softplus(delta.detach().float() + self.dt_projs_bias.detach().float())
+            record(self, "dt", dt)
+            record(self, "decay", torch.exp(dt[..., None] * decay.detach()))
         y = y.unflatten(2, size)
         return y.transpose(2, 3) if self.scan_order == "col" else y
 
