@@ -1,0 +1,288 @@
+"""``Global.diagnose``: numbers from what modules tell, warnings that fire and stay silent, and a run with them."""
+
+import math
+
+import engine_case
+import pytest
+import torch
+from torch import nn
+
+from openrec.diagnose.scalars import gradients, keep_some, scalars, summary, weights_of
+from openrec.diagnose.watch import Watch
+from openrec.engine.trainer import Trainer
+from openrec.modeling.encoders.dassm import DASSM
+from openrec.modeling.record import Recorder, record, recording
+
+
+def told(**tensors):
+    """As one module "m" tells them."""
+    return {("m", key): [torch.as_tensor(t, dtype=torch.float32)] for key, t in tensors.items()}
+
+
+def one(name, **tensors):
+    return scalars(told(**tensors))[f"{name}/m"]
+
+
+# ---- telling -----------------------------------------------------------------------------------------
+
+
+class Teller(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.worked = 0
+
+    def forward(self, x):
+        record(self, "attn", x.softmax(-1))
+        if recording(self):
+            self.worked += 1
+        return x + 1
+
+
+def test_recorder_names_and_leaves_nothing_behind():
+    model = nn.Sequential(Teller(), Teller())
+    x = torch.randn(2, 3, requires_grad=True)
+    model(x)
+    assert [m.worked for m in model] == [0, 0]
+    with Recorder(model) as recorder:
+        model(x)
+        model(x)
+    assert set(recorder.entries) == {("0", "attn"), ("1", "attn")}
+    assert all(len(v) == 2 and not v[0].requires_grad for v in recorder.entries.values())
+    assert list(recorder.of("attn")) == ["0", "1"] and not recorder.of("loc")
+    model(x)
+    assert [m.worked for m in model] == [2, 2] and len(recorder.entries[("0", "attn")]) == 2
+
+
+def test_recorders_nest_and_reduce():
+    model = Teller()
+    with Recorder(model) as outer:
+        with Recorder(model, lambda key, t: (key, tuple(t.shape))) as inner:
+            model(torch.randn(2, 3))
+        model(torch.randn(4, 3))
+    assert inner.entries == {("", "attn"): [("attn", (2, 3))]}
+    assert [t.shape[0] for t in outer.entries[("", "attn")]] == [4]
+
+
+def test_graphs_hold_nothing_of_it():
+    model, x = Teller(), torch.randn(2, 3)
+    with Recorder(model) as recorder:
+        graph = torch.export.export(model, (x,)).graph_module.code
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), x + 1)
+    assert not recorder.entries and "_listener" not in graph and model.worked == 0
+
+
+def test_only_some_samples_are_kept():
+    whole = torch.randn(40, 3, 5, dtype=torch.float64)
+    kept = keep_some("attn", whole)
+    assert kept.shape == (8, 3, 5) and kept.dtype == torch.float32
+    assert kept.untyped_storage().nbytes() == kept.numel() * 4
+    assert keep_some("ref", torch.zeros(40, 2)).shape == (40, 2)
+
+
+# ---- numbers -----------------------------------------------------------------------------------------
+
+
+def test_points():
+    loc = [[[[[0.5, 0.5]], [[1.2, 0.5]], [[-0.1, 1.5]], [[1.0, 0.0]]]]]  # [1, 1, 4, 1, 2]
+    assert one("frac_out", loc=loc) == 0.5
+    assert one("loc_min", loc=loc) == pytest.approx(-0.1) and one("loc_max", loc=loc) == 1.5
+    assert one("offset_rms_px", offset=[[3.0, -4.0]]) == pytest.approx(math.sqrt(12.5))
+    ref = [[0.5, 0.5], [0.2, 0.5], [0.9, 0.5], [0.0, 0.0]]
+    assert one("offset_share", loc=loc, ref=ref) == pytest.approx(math.sqrt(3) / 2)
+    assert one("offset_share", loc=loc, ref=[ref]) == pytest.approx(math.sqrt(3) / 2)
+
+
+def test_attention():
+    flat = torch.full((2, 3, 5), 0.2)
+    assert one("attn_entropy", attn=flat) == pytest.approx(1) and one("attn_std", attn=flat) == pytest.approx(0)
+    assert one("attn_max", attn=flat) == pytest.approx(0.2) and one("attn_sim", attn=flat) == pytest.approx(1)
+    sharp = torch.eye(5)[:3].expand(2, 3, 5)
+    assert one("attn_entropy", attn=sharp) == pytest.approx(0, abs=1e-5)
+    assert one("attn_sim", attn=sharp) == pytest.approx(0, abs=1e-6) and one("attn_max", attn=sharp) == 1
+    assert one("attn_std", attn=sharp) == pytest.approx(0.4)
+    two = torch.rand(2, 4, 7).softmax(-1)
+    unit = two / two.norm(dim=-1, keepdim=True)
+    pairs = (unit @ unit.transpose(1, 2)).sum((1, 2)) - 4
+    assert one("attn_sim", attn=two) == pytest.approx(float(pairs.mean() / 12), rel=1e-5)
+
+
+def test_maps_and_lists_of_weights():
+    lists, maps = torch.rand(2, 4, 6, 8).softmax(-1), torch.rand(2, 4, 48).softmax(-1)
+    assert weights_of(lists).shape == (2, 4, 6, 8)
+    torch.testing.assert_close(weights_of(maps.unflatten(-1, (6, 8))), maps)
+    assert one("attn_entropy", attn=maps.unflatten(-1, (6, 8))) == pytest.approx(one("attn_entropy", attn=maps))
+    assert "attn_entropy/m" not in scalars(told(attn=torch.ones(2, 3, 1)))  # one place: nothing to choose
+
+
+def test_blocks_that_look_alike():
+    a, b = torch.rand(2, 3, 5).softmax(-1), torch.eye(5)[:3].expand(2, 3, 5)
+    entries = {(f"blocks.{i}.mixer", "attn"): [t] for i, t in enumerate((a, a, b))}
+    entries[("other.mixer", "attn")] = [b]
+    found = scalars(entries)
+    assert found["attn_sim_next/blocks.1.mixer"] == pytest.approx(1)
+    assert found["attn_sim_next/blocks.2.mixer"] == pytest.approx(float(torch.cosine_similarity(a, b, dim=-1).mean()))
+    assert "attn_sim_next/blocks.0.mixer" not in found and "attn_sim_next/other.mixer" not in found
+
+
+def grid_of(matrix, shift=(0.0, 0.0)):
+    ys, xs = torch.meshgrid((torch.arange(6) + 0.5) / 6, (torch.arange(8) + 0.5) / 8, indexing="ij")
+    points = torch.stack((xs, ys), -1) - 0.5
+    return (points @ torch.tensor(matrix).T + 0.5 + torch.tensor(shift))[None]
+
+
+def test_grids_of_transforms():
+    unchanged = grid_of([[1.0, 0.0], [0.0, 1.0]])
+    assert one("grid_area", grid=unchanged) == pytest.approx(1, abs=1e-5) and one("grid_out", grid=unchanged) == 0
+    assert one("grid_fold", grid=unchanged) == 0
+    assert one("grid_area", grid=grid_of([[0.5, 0.0], [0.0, 0.2]])) == pytest.approx(0.1, abs=1e-5)
+    assert one("grid_fold", grid=grid_of([[-1.0, 0.0], [0.0, 1.0]])) == 1
+    assert one("grid_out", grid=grid_of([[1.0, 0.0], [0.0, 1.0]], (0.5, 0.0))) == 0.5
+    assert one("theta_move", theta=[[[1.0, 0, 0.3], [0, 1, 0.4]]]) == pytest.approx(0.5)
+
+
+def test_pieces_and_summary():
+    entries = {
+        ("a", "loc"): [torch.zeros(1, 1, 1, 1, 2), torch.full((1, 1, 1, 1, 2), 2.0)],
+        ("b", "dt"): [torch.ones(3)],
+    }
+    found = scalars(entries)
+    assert found["loc_min/a"] == 0 and found["loc_max/a"] == 2 and found["frac_out/a"] == 0.5
+    found |= {"frac_out/b": 0.0, "grad/x": 7.0}
+    means = summary(found)
+    assert means["frac_out"] == 0.25 and means["dt_mean"] == 1 and "grad" not in means
+
+
+def test_gradients_of_the_watch_list():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sampling_offsets, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.conv_offset = nn.Sequential(nn.Linear(2, 2, bias=False))
+            self.transform = nn.ModuleDict({"head": nn.ModuleDict({"stn_fc2": nn.Linear(2, 2, bias=False)})})
+
+    model = Named()
+    model.sampling_offsets.weight.grad = torch.full((2, 2), 2.0)
+    assert gradients(model) == {
+        "grad/sampling_offsets.weight": 4.0, "grad/sampling_offsets.bias": 0.0, "grad/conv_offset.0.weight": 0.0,
+        "grad/transform.head.stn_fc2.weight": 0.0,
+    }  # fmt: skip
+
+
+# ---- warnings: one log (or three) that fires, one that does not --------------------------------------
+
+
+def warned(name, *values, warm_up=0):
+    """The warnings of the last of several logs."""
+    watch, fresh = Watch(warm_up), []
+    for number, value in enumerate(values):
+        fresh = watch.check({f"{name}/m": value}, 10 * number + 1)
+    return fresh
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "fine"),
+    [
+        ("frac_out", [0.51], [0.49]),
+        ("frac_out", [0.1, 0.31], [0.1, 0.29]),
+        ("loc_min", [-math.inf], [-3.0]),
+        ("loc_max", [math.nan], [3.0]),
+        ("attn_std", [math.nan], [0.0]),
+        ("attn_max", [math.nan], [1.0]),
+        ("attn_entropy", [0.04], [0.06]),
+        ("attn_entropy", [0.9995], [0.998]),
+        ("attn_sim", [0.96], [0.94]),
+        ("attn_sim_next", [0.96], [0.94]),
+        ("offset_share", [0.51], [0.49]),
+        ("offset_rms_px", [math.inf], [40.0]),
+        ("grad", [0.0, 0.0, 0.0], [0.0, 0.0, 1e-9]),
+        ("grad", [1.0, 0.0, 0.0, 0.0], [0.0, 0.0]),
+        ("decay_mean", [0.04], [0.06]),
+        ("decay_mean", [0.99995], [0.9998]),
+        ("dt_mean", [math.nan], [0.05]),
+        ("grid_area", [0.19], [0.21]),
+    ],
+)
+def test_warnings(name, wrong, fine):
+    assert len(warned(name, *wrong)) == 1 and name in warned(name, *wrong)[0]
+    assert warned(name, *fine) == []
+
+
+def test_flat_attention_is_fine_before_the_end_of_the_warm_up():
+    for name, value in (("attn_entropy", 1.0), ("attn_sim", 0.99), ("attn_sim_next", 0.99)):
+        assert warned(name, value, warm_up=5) == []
+        assert len(warned(name, value, value, warm_up=5)) == 1  # step 11
+
+
+def test_a_warning_is_told_once_until_it_has_gone():
+    watch = Watch()
+    logs = [watch.check({"frac_out/m": v}, i) for i, v in enumerate((0.6, 0.7, 0.3, 0.8))]
+    assert [len(fresh) for fresh in logs] == [1, 0, 0, 1] and watch.active == {"frac_out/m"}
+
+
+# ---- modules -----------------------------------------------------------------------------------------
+
+
+def test_dassm_tells_points_steps_and_decay():
+    torch.manual_seed(0)
+    block, x = DASSM(32, d_state=2, head_dim=16), torch.randn(2, 32, 4, 6)
+    with torch.no_grad():
+        block.da_scan.offset.bias.copy_(torch.tensor([1.5, 0.0, 0.0, -1.0]))  # (dx, dy) of both groups
+    with Recorder(block) as recorder:
+        block(x)
+    keys = {name: kept[0] for (name, _), kept in recorder.entries.items()}
+    assert set(keys) == {"", "da_scan"}
+    loc, ref = recorder.entries[("da_scan", "loc")][0], recorder.entries[("da_scan", "ref")][0]
+    assert loc.shape == (2, 2, 24, 1, 2) and ref.shape == (24, 2)
+    moved = (loc[:, :, :, 0] - ref) * torch.tensor([6.0, 4.0])
+    torch.testing.assert_close(moved[:, 0], torch.tensor([1.5, 0.0]).expand(2, 24, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved[:, 1], torch.tensor([0.0, -1.0]).expand(2, 24, 2), atol=1e-5, rtol=0)
+    dt, decay = recorder.entries[("", "dt")][0], recorder.entries[("", "decay")][0]
+    assert dt.shape == (2, 24, 32) and decay.shape == (2, 24, 32, 2) and (dt > 0).all()
+    torch.testing.assert_close(decay[..., 1], torch.exp(-2 * dt))  # A = -1, -2
+    found = scalars(recorder.entries)
+    assert 0.05 < found["decay_mean/"] < 0.9999 and found["offset_share/da_scan"] == pytest.approx(1.5 / 6 / 2**0.5)
+
+
+# ---- in a run ----------------------------------------------------------------------------------------
+
+MAMBA = {
+    "name": "SVTRv2Mamba", "max_sz": [32, 64], "use_pos_embed": False, "dims": [8, 16, 32], "depths": [1, 1, 1],
+    "num_heads": [1, 1, 1], "head_dim": 16, "mixer": [["Conv"], ["Mamba"], ["Mamba"]], "feat2d": True,
+    "final_norm": True,
+}  # fmt: skip
+CHANGES = {"Architecture.Encoder": MAMBA, "Global.diagnose": True, "Global.diagnose_step": 3, "Global.max_steps": 7}
+
+
+def test_a_run_logs_and_changes_nothing(tmp_path):
+    runs = {}
+    for name, on in (("with", True), ("without", False)):
+        changes = {**CHANGES, "Global.diagnose": on, "Global.output_dir": str(tmp_path / name)}
+        Trainer(engine_case.config(tmp_path, {**changes, "Global.use_tensorboard": on})).train()
+        runs[name] = [(r["step"], r["loss"]) for r in engine_case.rows(tmp_path / name, "train")]
+    assert runs["with"] == runs["without"]
+    assert not engine_case.rows(tmp_path / "without", "diagnose")
+    logged = engine_case.rows(tmp_path / "with", "diagnose")
+    assert [row["step"] for row in logged] == [1, 3, 6]
+    scan = "encoder.stages.1.blocks.0.token_mixer"
+    for row in logged:
+        assert row["frac_out"] == row[f"frac_out/{scan}.da_scan"] == 0 or row["step"] > 1
+        assert 0 < row[f"decay_mean/{scan}"] < 1 and row["attn_entropy/decoder"] > 0
+        assert row[f"grad/{scan}.da_scan.offset.weight"] > 0 and isinstance(row["warnings"], list)
+    assert "offset_rms_px" in logged[0] and list(tmp_path.glob("with/events*"))
+
+
+def test_a_continued_run_remembers(tmp_path):
+    changes = {**CHANGES, "Global.max_steps": 4, "Global.save_latest_step": 1}
+    Trainer(engine_case.config(tmp_path, changes)).train()
+    trainer = Trainer(engine_case.config(tmp_path, {**changes, "Global.max_steps": 7}))
+    assert trainer.diagnosis.watch.first and trainer.diagnosis.watch.step == 3
+    trainer.train()
+    assert [r["step"] for r in engine_case.rows(tmp_path / "out", "diagnose")] == [1, 3, 6]
+
+
+def test_a_model_that_tells_nothing(tmp_path, caplog):
+    changes = {"Global.diagnose": True, "Global.max_steps": 2, "Architecture.Decoder": {"name": "CTCDecoder"}}
+    Trainer(engine_case.config(tmp_path, changes)).train()
+    assert not engine_case.rows(tmp_path / "out", "diagnose")
+    assert "no module of this model tells anything" in (tmp_path / "out" / "train.log").read_text()
