@@ -10,9 +10,12 @@ from torch import nn
 
 from openrec.compare.budget import Budget, BudgetTrainer, planned_steps
 from openrec.compare.flops import count_flops
-from openrec.compare.run import compare, names_of
+from openrec.compare.lock import Busy, locked
+from openrec.compare.pictures import minutes_at
+from openrec.compare.run import compare, names_of, write_table
 from openrec.compare.systems import Conditions, run_system
-from openrec.errors import ConfigError, OpenRecError
+from openrec.curves import read_log
+from openrec.errors import ConfigError, DataError, OpenRecError
 from openrec.ops import available, dcnv3, deform_sample, selective_scan
 
 OTHER = {"Architecture.Encoder.dims": [8, 16, 32]}
@@ -48,7 +51,7 @@ def test_table_csv_pictures_and_no_second_training(configs, tmp_path, monkeypatc
     table = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
     assert [row["name"] for row in table] == ["first", "second"] and float(table[0]["train_ips"]) > 0
     pytest.importorskip("matplotlib")
-    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"curves.png", "accuracy_and_cost.png"}
+    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"curves.png", "accuracy.png", "accuracy_and_cost.png"}
 
     monkeypatch.setattr(BudgetTrainer, "train", lambda self: pytest.fail("trained again"))
     again = compare(configs, tmp_path / "out", conditions, separate=False)
@@ -123,10 +126,10 @@ def test_a_budget_is_one_positive_number(arguments):
 
 def test_real_words(configs, tmp_path):
     source = engine_case.write_words(tmp_path / "real", 4, seed=9)
-    result = run_system(configs[0], "first", tmp_path / "f", Conditions(Budget(steps=1), real=str(source)))
-    assert result.real_samples == 4 and result.samples == 9
+    result = run_system(configs[0], "first", tmp_path / "f", Conditions(Budget(steps=1), real=(str(source),)))
+    assert result.real_samples == 4 and result.samples == 9 and list(result.real_sets) == ["real"]
     with pytest.raises(ConfigError, match="neither an LMDB nor"):
-        run_system(configs[0], "first", tmp_path / "g", Conditions(Budget(steps=1), real=str(tmp_path / "none")))
+        run_system(configs[0], "first", tmp_path / "g", Conditions(Budget(steps=1), real=(str(tmp_path / "none"),)))
 
 
 def test_a_system_that_fails_is_left_out(configs, tmp_path, caplog):
@@ -136,6 +139,29 @@ def test_a_system_that_fails_is_left_out(configs, tmp_path, caplog):
     assert [r.name for r in results] == ["first"]
     with pytest.raises(OpenRecError, match="not one system"):
         compare([str(broken)], tmp_path / "out2", Conditions(Budget(steps=1)), separate=False)
+
+
+def test_two_processes_share_the_systems(configs, tmp_path):
+    out, conditions = tmp_path / "out", Conditions(Budget(steps=1))
+    with locked(out / "first"):  # another process works on the first
+        with pytest.raises(Busy):
+            run_system(configs[0], "first", out / "first", conditions)
+        assert [r.name for r in compare(configs, out, conditions, separate=False)] == ["second"]
+    assert "first" not in (out / "table.md").read_text()
+    run_system(configs[0], "first", out / "first", conditions)  # and leaves no table behind
+    write_table(out)
+    assert "| first |" in (out / "table.md").read_text() and "| second |" in (out / "table.md").read_text()
+    with pytest.raises(ConfigError, match="seed 48, now 3"):
+        compare(configs, out, Conditions(Budget(steps=1), seed=3), separate=False)
+    with pytest.raises(DataError, match="no finished system"):
+        write_table(tmp_path / "empty")
+
+
+def test_the_log_tells_minutes(configs, tmp_path):
+    run_system(configs[0], "first", tmp_path / "f", Conditions(Budget(steps=4)))
+    log = read_log(tmp_path / "f" / "run")
+    minutes = minutes_at(log, [0, 1, 2, 3, 4])
+    assert minutes[0] == 0 and minutes == sorted(minutes) and minutes[4] > minutes[1] > 0
 
 
 def test_names():

@@ -5,7 +5,8 @@
         --minutes 20 --real words/ --output compared/
 
 Minutes are CPU time on a CPU (whatever else the machine does) and wall time on a GPU. The same command goes on where it
-was stopped and does not repeat what is finished; more systems can be added to the same --output.
+was stopped and does not repeat what is finished; more systems can be added to the same --output. Started twice, the two
+share the systems between them.
 """
 
 from __future__ import annotations
@@ -23,24 +24,33 @@ from openrec.cli import run_tool
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--configs", nargs="+", required=True, metavar="YML")
+    parser.add_argument("-c", "--configs", nargs="+", default=[], metavar="YML")
     parser.add_argument("--steps", type=int, help="optimizer steps of each system")
     parser.add_argument("--minutes", type=float, help="minutes of training work of each system")
     parser.add_argument("--seed", type=int, default=48)
     parser.add_argument("-o", "--opt", nargs="*", default=[], metavar="KEY=VALUE", help="changes to every config")
-    parser.add_argument("--real", metavar="DIR", help="real words to score too: an LMDB, or a directory of images with "
-                        "labels.tsv (file<TAB>text)")  # fmt: skip
+    parser.add_argument("--real", nargs="+", default=[], metavar="DIR", help="real words to score too: LMDBs, or "
+                        "directories of images with labels.tsv (file<TAB>text)")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1, help="of each system (default: %(default)s)")
     parser.add_argument("--output", default="compared", help="directory (default: %(default)s)")
+    parser.add_argument("--table-only", action="store_true", help="table and pictures from what is in --output")
     a = parser.parse_args()
 
     from openrec.compare.budget import Budget
-    from openrec.compare.run import compare
+    from openrec.compare.run import compare, write_table
     from openrec.compare.systems import Conditions
 
-    conditions = Conditions(Budget(a.steps, a.minutes), a.seed, tuple(a.opt), a.real)
-    command = "python tools/compare_rec.py " + shlex.join(sys.argv[1:])
-    compare(a.configs, a.output, conditions, command=command)
-    print(Path(a.output, "table.md").read_text(encoding="utf-8"))
+    if a.table_only:
+        write_table(Path(a.output))
+    else:
+        if not a.configs:
+            parser.error("-c: give the systems to compare.")
+        conditions = Conditions(Budget(a.steps, a.minutes), a.seed, tuple(a.opt), tuple(a.real), a.threads)
+        command = "python tools/compare_rec.py " + shlex.join(sys.argv[1:])
+        compare(a.configs, a.output, conditions, command=command)
+    table = Path(a.output, "table.md")
+    if table.exists():
+        print(table.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from openrec.engine.step import StepResult
 from openrec.engine.trainer import Trainer
 from openrec.errors import ConfigError
 
@@ -66,6 +67,11 @@ class WorkClock:
         self._since = math.nan
 
     @property
+    def total(self) -> float:
+        """Seconds so far, running or not."""
+        return self.seconds + (self.now() - self._since if self.running else 0.0)
+
+    @property
     def running(self) -> bool:
         return not math.isnan(self._since)
 
@@ -102,11 +108,19 @@ class BudgetTrainer(Trainer):
 
     def _step(self, group: list[Any], bar: Any) -> None:
         super()._step(group, bar)
-        self.marks.append(self.work.now())
+        self.marks.append(self.work.total)
+
+    def _report(self, result: StepResult) -> None:
+        super()._report(result)
+        self._note_work()
+
+    def _note_work(self) -> None:
+        self.jsonl.write("work", step=self.parts.progress.step, seconds=round(self.work.total, 3))
 
     def _evaluate(self) -> None:
         running = self.work.running
         self.work.stop()
+        self._note_work()
         super()._evaluate()
         if running:
             self.work.start()

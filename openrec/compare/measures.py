@@ -1,8 +1,7 @@
-"""Size, operations, speed and memory of a system, on one batch of its training data."""
+"""Size, operations, speed and memory of a system."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import statistics
@@ -15,28 +14,18 @@ import torch
 from torch import nn
 
 from openrec.compare.flops import count_flops
-from openrec.config import resolve_charset
+from openrec.compare.scores import build
 from openrec.data import build_loader
 from openrec.engine.distributed import start_world
 from openrec.engine.latency import measure
 from openrec.losses import build_loss
-from openrec.modeling import build_model
 from openrec.optimizer import build_optimizer
-from openrec.postprocess import build_post_process
 
-MEASURED_STEPS, INFER_BATCH = 8, 32
-
-
-def build(config: Mapping[str, Any]) -> tuple[nn.Module, Any, Any]:
-    charset = resolve_charset(config)
-    post_process = build_post_process(config["PostProcess"], config["Global"], charset)
-    architecture = copy.deepcopy(config["Architecture"])
-    architecture["Decoder"]["out_channels"] = post_process.get_character_num()
-    return build_model(architecture), post_process, charset
+MEASURED_STEPS, INFER_BATCH, FLOPS_WORDS = 8, 32, 8
 
 
-def measure_system(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Size, operations, speed and memory, on one batch of the training data; kept in ``measured.json``.
+def measure_training(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Size, speed and memory of training, on one batch of its data; kept in ``measured.json``.
 
     Memory is what training steps add to a process that holds model and batch already; on a CPU the highest memory of
     the process tells it, so this comes before anything larger.
@@ -54,12 +43,10 @@ def measure_system(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     channels, height, width = image.shape[1:]
     numbers = {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": count_flops(model, image[:1].cpu()),
         "image": [channels, height, width], "batch_size": len(image),
     }  # fmt: skip
     model.to(device)
     numbers |= _training_speed(model, config, batch.tensors, device)
-    numbers |= _reading_speed(model.eval(), device, (width, height), channels)
     numbers["machine"] = _machine(device)
     file.write_text(json.dumps(numbers))
     return numbers
@@ -93,13 +80,29 @@ def _training_speed(model: nn.Module, config: Mapping[str, Any], tensors: list[A
     }
 
 
-def _reading_speed(model: nn.Module, device: Any, shape: tuple[int, int], channels: int) -> dict[str, float]:
+def measure_reading(config: Mapping[str, Any], weights: Path) -> dict[str, float]:
+    """Operations and speed of the trained system on held-out words: how long a decoder that loops reads is learned."""
+    device = start_world(config["Global"]["device"], join=False).device
+    model, _, charset = build(config, weights)
+    section = {**config["Eval" if config.get("Eval") else "Train"]}
+    section["loader"] = {"batch_size_per_card": INFER_BATCH, "num_workers": 0}
+    section.pop("sampler", None)
+    loader = build_loader({**config, "Eval": section}, "Eval", charset=charset, seed=0)
+    images = next(iter(loader.epoch(1))).tensors[0]
+    loader.close()
+    flops = [count_flops(model, images[i : i + 1]) for i in range(min(FLOPS_WORDS, len(images)))]
+    model.to(device).eval()
+    shape, many = (images.shape[3], images.shape[2]), len(images)
+
+    def run(zeros: Any) -> Any:  # the timer brings the batch size, not the words
+        return model(images[: len(zeros)].to(device))
+
     with torch.inference_mode():
-        one, many = measure(
-            lambda x: model(torch.from_numpy(x).to(device)), [shape], (1, INFER_BATCH), channels=channels, warm_up=3,
-            runs=15, seconds=5,
-        )  # fmt: skip
-    return {"latency_ms": one.median, "infer_ips": 1000 / many.per_image}
+        one, batch = measure(run, [shape], (1, many), channels=images.shape[1], warm_up=3, runs=25, seconds=5)
+    return {
+        "flops": statistics.fmean(flops), "latency_ms": one.median, "infer_ips": 1000 / batch.per_image,
+        "infer_batch": many,
+    }  # fmt: skip
 
 
 def _now(device: torch.device) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import signal
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openrec.compare.systems import Conditions, Result, run_system
+from openrec.compare.lock import Busy, locked
+from openrec.compare.systems import Conditions, Result, read_result, run_system
 from openrec.compare.table import write_all
-from openrec.errors import ConfigError, OpenRecError
+from openrec.errors import ConfigError, DataError, OpenRecError
 
 logger = logging.getLogger("openrec")
 
@@ -32,44 +35,94 @@ def names_of(configs: Sequence[str]) -> list[str]:
 def compare(
     configs: Sequence[str], output: str | Path, conditions: Conditions, *, separate: bool = True, command: str = ""
 ) -> list[Result]:
-    """Train and measure each system, write the table after each.
+    """Train and measure each system, write the table of all finished ones after each.
 
     A system that is finished in ``output`` is not trained again; one that was stopped continues at its last
-    checkpoint. A system that fails is named and left out; the others go on.
+    checkpoint; one that another process works on is left to it. A system that fails is named and left out.
 
     Args:
         separate: a process for each system, so that memory and CPU time are its own.
 
+    Returns:
+        The finished systems in ``output``, those of ``configs`` first.
+
     Raises:
-        OpenRecError: not one system could be trained.
+        OpenRecError: systems under other conditions in ``output``; not one system could be trained.
     """
-    names, output = names_of(configs), Path(output)
+    names, output, busy = names_of(configs), Path(output), 0
     output.mkdir(parents=True, exist_ok=True)
-    results: list[Result] = []
+    refuse_other_conditions(output, conditions)
+    if command:
+        (output / "command.txt").write_text(command + "\n", encoding="utf-8")
     for path, name in zip(configs, names):
         try:
-            run = _apart if separate else run_system
-            results.append(run(path, name, output / name, conditions))
+            (_apart if separate else run_system)(path, name, output / name, conditions)
+        except Busy:
+            logger.info("%s: another process works on it", name)
+            busy += 1
+            continue
         except OpenRecError as error:
             logger.error("%s is left out: %s", name, error)
             continue
-        write_all(results, output, command)
-    if not results:
+        write_table(output, names)
+    results = finished(output, names)
+    if not results and not busy:
         raise OpenRecError("not one system could be trained; the reasons stand above.")
     return results
 
 
-def _apart(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
-    if not (folder / "result.json").exists():
-        process = multiprocessing.get_context("spawn").Process(
-            target=_child, args=(path, name, folder, conditions), name=name
-        )
-        _wait(process)
-        if process.exitcode in (130, 143):  # it was told to stop itself
-            raise SystemExit(process.exitcode)
-        if process.exitcode:
-            raise OpenRecError(f"its process ended with status {process.exitcode}; what it wrote last stands above.")
-    return run_system(path, name, folder, conditions)
+def finished(output: Path, names: Sequence[str] = ()) -> list[Result]:
+    """What ``output`` holds, systems in ``names`` first."""
+    found = {file.parent.name: read_result(file) for file in sorted(output.glob("*/result.json"))}
+    order = [*(n for n in names if n in found), *(n for n in found if n not in names)]
+    return [found[n] for n in order]
+
+
+def write_table(output: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Table, CSV and pictures of the finished systems, from what is there.
+
+    Raises:
+        DataError: no system is finished.
+    """
+    with locked(output, wait=True):
+        results, command = finished(output, names), output / "command.txt"
+        if not results:
+            raise DataError(f'no finished system in "{output}" (each has a folder with result.json).')
+        return write_all(results, output, command.read_text().strip() if command.exists() else "")
+
+
+def refuse_other_conditions(output: Path, conditions: Conditions) -> None:
+    """All systems of a table have the same budget, seed and changes.
+
+    Raises:
+        ConfigError: ``output`` holds a system for which they are others.
+    """
+    own = json.loads(json.dumps(asdict(conditions)))
+    for file in sorted(output.glob("*/conditions.json")):
+        theirs = json.loads(file.read_text())
+        changed = [k for k in own if theirs.get(k) != own[k]]
+        if changed:
+            raise ConfigError(
+                f'"{file.parent}" holds a system under other conditions: '
+                + ", ".join(f"{k} {theirs.get(k)}, now {own[k]}" for k in changed)
+                + ". Choose another --output, or delete that folder."
+            )
+
+
+def _apart(path: str, name: str, folder: Path, conditions: Conditions) -> None:
+    if (folder / "result.json").exists():
+        run_system(path, name, folder, conditions)  # which only looks whether it is the same system
+        return
+    with locked(folder):  # tells early whether another process has it
+        pass
+    process = multiprocessing.get_context("spawn").Process(
+        target=_child, args=(path, name, folder, conditions), name=name
+    )
+    _wait(process)
+    if process.exitcode in (130, 143):  # it was told to stop itself
+        raise SystemExit(process.exitcode)
+    if process.exitcode:
+        raise OpenRecError(f"its process ended with status {process.exitcode}; what it wrote last stands above.")
 
 
 def _wait(process: Any) -> None:
@@ -91,6 +144,10 @@ def _wait(process: Any) -> None:
 
 
 def _child(path: str, name: str, folder: Path, conditions: Conditions) -> None:
+    import torch
+
     from openrec.cli import run_tool
 
+    if conditions.threads:
+        torch.set_num_threads(conditions.threads)
     run_tool(lambda: run_system(path, name, folder, conditions))

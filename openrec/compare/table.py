@@ -1,19 +1,14 @@
-"""What a comparison writes: ``table.md``, ``table.csv`` and three pictures."""
+"""What a comparison writes: ``table.md`` and ``table.csv``."""
 
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from openrec.compare.pictures import pictures
 from openrec.compare.systems import Result
-from openrec.curves import Log, read_log, smooth
-from openrec.errors import DataError
-
-logger = logging.getLogger("openrec")
 
 
 def _percent(value: float | None) -> str:
@@ -27,6 +22,7 @@ _COLUMNS: list[tuple[str, Callable[[Result], str]]] = [
     ("1-NED %", lambda r: _percent(r.norm_edit_dis)),
     ("real words: accuracy %", lambda r: _percent(r.real_acc)),
     ("real words: 1-NED %", lambda r: _percent(r.real_norm_edit_dis)),
+    ("of words it can spell: accuracy %", lambda r: _percent(r.real_fit_acc)),
     ("parameters, thousands", lambda r: f"{r.parameters / 1e3:.0f}"),
     ("MFLOP per image", lambda r: f"{r.flops / 1e6:.1f}"),
     ("training images/s", lambda r: f"{r.train_ips:.0f}"),
@@ -49,9 +45,9 @@ def markdown(results: Sequence[Result], command: str = "") -> str:
     first, shown = ordered[0], columns(ordered)
     lines = [
         f"Budget of each system: {first.budget}; seed {first.seed}; scored: the last weights on {first.samples} words"
-        + (f" and on {first.real_samples} real words" if first.real_samples else "") + ".",
+        + (f" and on {first.real_samples} real words ({_sets(first)})" if first.real_samples else "") + ".",
         "Speeds without data, batch " + "/".join(sorted({str(r.batch_size) for r in ordered}))
-        + " in training and 32 in reading; " + "; ".join(sorted({r.machine for r in ordered})) + ".",
+        + f" in training and {first.infer_batch} in reading; " + "; ".join(sorted({r.machine for r in ordered})) + ".",
     ]  # fmt: skip
     if len({r.data for r in ordered}) > 1:
         lines.append("**The systems did not train on the same data**: their Train sections differ beyond the labels.")
@@ -62,9 +58,18 @@ def markdown(results: Sequence[Result], command: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+def _sets(result: Result) -> str:
+    """``easyocr 12, receipts 30; 28 within dictionary and length``."""
+    sets = ", ".join(f"{name} {numbers['samples']}" for name, numbers in result.real_sets.items())
+    return f"{sets}; {result.real_fit_samples} within dictionary and length"
+
+
 def write_csv(results: Sequence[Result], path: Path) -> None:
     """All numbers in full, one row a system."""
-    rows = [{k: v for k, v in asdict(r).items() if k not in ("conditions", "data")} for r in results]
+    rows = [{k: v for k, v in asdict(r).items() if k not in ("conditions", "data", "real_sets")} for r in results]
+    for row, result in zip(rows, results):
+        for name, numbers in result.real_sets.items():
+            row |= {f"{name}: {key}": value for key, value in numbers.items()}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -76,63 +81,4 @@ def write_all(results: Sequence[Result], output: Path, command: str = "") -> lis
     text, data = output / "table.md", output / "table.csv"
     text.write_text(markdown(results, command), encoding="utf-8")
     write_csv(results, data)
-    return [text, data, *_pictures(results, output)]
-
-
-def _pictures(results: Sequence[Result], output: Path) -> list[Path]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("no pictures: matplotlib is missing (pip install 'openrec[viz]').")
-        return []
-    logs = []
-    for result in results:
-        try:
-            logs.append((result, read_log(output / result.name / "run")))
-        except DataError as error:
-            logger.warning("no curve of %s: %s", result.name, error)
-    made = []
-    for name, draw in (("curves", _curves), ("accuracy_and_cost", _costs)):
-        figure = Figure(figsize=(12, 5), layout="constrained")
-        draw(figure, results, logs)
-        made.append(output / f"{name}.png")
-        figure.savefig(made[-1], dpi=110)
-    return made
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4], "linewidth": 1.3}
-
-
-def _curves(figure: Any, results: Sequence[Result], logs: Sequence[tuple[Result, Log]]) -> None:
-    loss, accuracy = figure.subplots(1, 2)
-    for number, (result, log) in enumerate(logs):
-        # of the budget, not steps: a system that does more steps in its minutes ends where the others end
-        steps, values = log.series("train", "loss")
-        loss.plot([s / result.steps for s in steps], smooth(values, 0.8), label=result.name, **_style(number))
-        steps, values = log.series("eval", "acc")
-        accuracy.plot([s / result.steps for s in steps], [100 * v for v in values], marker=".", **_style(number))
-    loss.set_yscale("log")
-    loss.set_title("training loss (each system's own)", fontsize=10)
-    accuracy.set_title("accuracy on held-out words, %", fontsize=10)
-    for axis in (loss, accuracy):
-        axis.set_xlabel("share of the budget", fontsize=9)
-        axis.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=8)
-
-
-def _costs(figure: Any, results: Sequence[Result], logs: Any) -> None:
-    panels = (
-        ("parameters, thousands", lambda r: r.parameters / 1e3), ("MFLOP per image", lambda r: r.flops / 1e6),
-        ("training images/s", lambda r: r.train_ips), ("reading images/s", lambda r: r.infer_ips),
-    )  # fmt: skip
-    for axis, (title, value) in zip(figure.subplots(1, len(panels), sharey=True), panels):
-        for number, result in enumerate(results):
-            if result.acc is not None:
-                point = (value(result), 100 * result.acc)
-                axis.plot(*point, "o", color=f"C{number % 10}")
-                axis.annotate(result.name.removesuffix("_tiny"), point, fontsize=6, xytext=(3, 3),
-                              textcoords="offset points")  # fmt: skip
-        axis.set_xlabel(title, fontsize=9)
-        axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("accuracy on held-out words, %", fontsize=9)
+    return [text, data, *pictures(results, output)]
