@@ -169,6 +169,12 @@ def test_several_at_once(server):
     assert dict(results) == alone
 
 
+def test_a_fault_of_the_program_is_no_silence(server, monkeypatch, caplog):
+    monkeypatch.setattr(Service, "read", lambda *_: 1 / 0)
+    status, _, result = ask(server, "POST", "/api/read/0", png())
+    assert status == 500 and "fault" in result["error"] and "ZeroDivisionError" in caplog.text
+
+
 def test_nothing_is_written(server, place):
     """Every file opened while a picture is read is opened for reading."""
     written, watching = [], [True]
