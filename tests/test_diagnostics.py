@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from openrec.config import load_config
 from openrec.diagnose.scalars import gradients, keep_some, scalars, summary, weights_of
 from openrec.diagnose.watch import Watch
 from openrec.engine.trainer import Trainer
@@ -270,6 +271,17 @@ def test_a_run_logs_and_changes_nothing(tmp_path):
         assert 0 < row[f"decay_mean/{scan}"] < 1 and row["attn_entropy/decoder"] > 0
         assert row[f"grad/{scan}.da_scan.offset.weight"] > 0 and isinstance(row["warnings"], list)
     assert "offset_rms_px" in logged[0] and list(tmp_path.glob("with/events*"))
+
+
+def test_what_is_told_only_while_reading(tmp_path):
+    text = (engine_case.ROOT / "configs" / "rec" / "attn" / "soft_attn_tiny.yml").as_posix()
+    words = [f"{s}.dataset.size=8" for s in ("Train", "Eval")] + [
+        "Train.loader.batch_size_per_card=4", "Train.loader.num_workers=0", "Global.diagnose=true",
+        "Global.max_steps=1", f"Global.output_dir={tmp_path}",
+    ]  # fmt: skip
+    Trainer(load_config(text, words)).train()
+    (row,) = engine_case.rows(tmp_path, "diagnose")
+    assert 0 < row["attn_entropy/decoder"] <= 1 and 0 < row["attn_sim/decoder"] <= 1.0001
 
 
 def test_a_continued_run_remembers(tmp_path):

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from openrec.diagnose.scalars import gradients, keep_some, scalars, summary
+import torch
+
+from openrec.diagnose.scalars import SAMPLES, gradients, keep_some, scalars, summary
 from openrec.diagnose.watch import Watch
 from openrec.engine.logger import TensorBoard
+from openrec.engine.rng import preserved_rng
 from openrec.engine.state import RunParts
 from openrec.engine.step import StepResult, TrainStep
 from openrec.modeling.record import Recorder
@@ -44,11 +47,25 @@ class Diagnosis:
             return self.step(group, number, first_batch)
         with Recorder(self.parts.model, keep_some) as recorder, self._eager():
             result = self.step(group, number, first_batch)
-        values = scalars(recorder.entries)
+        values = scalars({**self._reading(result), **recorder.entries})
         scale = max(1.0, result.grad_norm / self.clip) if self.clip > 0 and result.updated else 1.0
         values |= {name: scale * norm for name, norm in gradients(self.parts.model).items()}  # before clipping
         self._report(values, number)
         return result
+
+    def _reading(self, result: StepResult) -> dict[tuple[str, str], list[Any]]:
+        """What is told only while reading, as recurrent decoders do: a few images of the step's last batch."""
+        model, world = self.parts.model, self.parts.world
+        if result.batch is None:
+            return {}
+        model.eval()
+        try:
+            amp = torch.autocast(world.device.type, torch.bfloat16, enabled=self.step.amp)
+            with torch.no_grad(), preserved_rng(), amp, Recorder(model, keep_some) as recorder:
+                model(result.batch.tensors[0][:SAMPLES])
+        finally:
+            model.train()
+        return recorder.entries
 
     @contextmanager
     def _eager(self) -> Any:

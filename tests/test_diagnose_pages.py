@@ -1,0 +1,124 @@
+"""Pages of ``tools/diagnose_rec.py``: every kind of system shows what it has, at the right places."""
+
+import numpy as np
+import pytest
+import reading_case as case
+import torch
+
+from openrec.config import load_config
+from openrec.diagnose.page import pages, write_page
+from openrec.diagnose.panels import sections
+from openrec.diagnose.told import Seen, look, split_map
+from openrec.errors import ConfigError
+from openrec.postprocess.base import Decoded
+from openrec.recognizer import load
+
+pytest.importorskip("matplotlib")
+CONFIGS = case.ROOT / "configs" / "rec"
+# tiny config -> sections that its pages must have (the beginning of their titles)
+SYSTEMS = {
+    "svtrv2/svtrv2_mamba": ["Sampling points of the encoder", "Step sizes", "What a step leaves", "Columns"],
+    "svtrv2/svtrv2_mamba1d": ["Step sizes", "What a step leaves", "Columns"],
+    "dat/dat": ["Sampling points of the encoder", "Attention of the encoder", "Columns"],
+    "dat/svtrv2_reattn": ["Attention of the encoder", "Columns"],
+    "true2d/true2d": ["Attention of the encoder", "Points read for each character"],
+    "satrn/satrn": ["Attention of the encoder", "Attention for each character"],
+    "attn/soft_attn": ["Sampling points of the encoder", "Attention for each character"],
+    "attn/hard_attn": ["Attention for each character", "Points read for each character"],
+    "attn/draw_attn": ["Attention for each character", "Boxes"],
+    "attn/stn_soft_attn": ["Transform", "Attention for each character"],
+    "attn/tps_soft_attn": ["Transform", "Attention for each character"],
+    "aster/aster_tps": ["Transform", "Attention for each character"],
+}
+
+
+@pytest.fixture()
+def recognizer(tmp_path, request):
+    """A model with random weights that reads something."""
+    return load(case.checkpoint(tmp_path / "m.pth", load_tiny(request.param), seed=3), device="cpu")
+
+
+def load_tiny(name):
+    return load_config(CONFIGS / f"{name}_tiny.yml", ["Eval.dataset.size=2"])
+
+
+@pytest.mark.parametrize(("recognizer", "wanted"), SYSTEMS.items(), ids=list(SYSTEMS), indirect=["recognizer"])
+def test_every_system_shows_what_it_has(recognizer, wanted, tmp_path):
+    recognizer.post_process.decode_detailed = _reads_something(recognizer)
+    seen = look(recognizer, torch.rand(3, 32, 96) * 2 - 1, "a/word.png", "truth")
+    titles = [section.title for section in sections(seen)]
+    for title in wanted:
+        assert any(t.startswith(title) for t in titles), titles
+    assert write_page(seen, tmp_path / "page.png").stat().st_size > 10_000
+
+
+def _reads_something(recognizer):
+    """Random weights may read nothing, and then no character can be shown."""
+    detailed = recognizer.post_process.decode_detailed
+    return lambda *arguments: [d if d.text else Decoded("ab", 0.5, [0.4, 0.6], [0, 1]) for d in detailed(*arguments)]
+
+
+@pytest.mark.parametrize("recognizer", ["svtrv2/svtrv2_mamba"], indirect=True)
+def test_pages_of_files_and_of_eval(recognizer, tmp_path):
+    folder = case.write_pictures(tmp_path / "crops", 3, broken=(1,))
+    made = list(pages(recognizer, tmp_path / "out", folder))
+    assert [path.name if path else seen.reason.split()[0] for seen, path in made][::2] == ["000_000.png", "002_002.png"]
+    assert made[1][1] is None
+    made = list(pages(recognizer, tmp_path / "eval", None, count=1))
+    assert len(made) == 1 and made[0][0].truth and made[0][1].exists()
+    with pytest.raises(ConfigError, match="--images"):
+        list(pages(recognizer, tmp_path / "eval", None, {"Eval": None}))
+
+
+@pytest.mark.parametrize("recognizer", ["svtrv2/svtrv2_mamba"], indirect=True)
+def test_looking_leaves_nothing_behind(recognizer):
+    image = torch.rand(3, 32, 96) * 2 - 1
+    first, second = look(recognizer, image), look(recognizer, image)
+    assert first.decoded == second.decoded and all(p.grad is None for p in recognizer.model.parameters())
+    assert all(getattr(m, "_listener", None) is None for m in recognizer.model.modules())
+    scans = [m for m, k in first.told if k == "dt"]
+    assert scans and first.columns.shape[1] == 37 and first.rectified is first.image
+
+
+def test_attention_told_step_by_step():
+    picture = np.zeros((32, 96, 3), np.uint8)
+    steps = [np.eye(24, dtype=np.float32)[i].reshape(1, 1, 24) for i in (0, 5, 9)]  # heads, queries, places
+    seen = Seen("", picture, Decoded("abc", 1.0, [1.0] * 3, [0, 1, 2]), {("decoder.cross", "attn"): steps})
+    (section,) = sections(seen)
+    assert [caption for caption, _ in section.cells] == ["a", "b", "c"] and not section.wide
+
+
+def test_boxes_by_layer():
+    layers = [np.full((4, 4), 0.2 + 0.1 * i, np.float32) for i in range(3)]
+    told = {("decoder", "box"): layers, ("decoder", "score"): [np.array([0.9, 0.1, 0.2, 0.8], np.float32)]}
+    seen = Seen("", np.zeros((32, 96, 3), np.uint8), Decoded("ab", 0.9, [0.9, 0.8], [0, 3]), told)
+    (section,) = sections(seen)
+    assert [caption for caption, _ in section.cells] == ["layer 0", "layer 1", "last"]
+
+
+def test_places_of_a_rectified_picture():
+    ys, xs = np.meshgrid((np.arange(16) + 0.5) / 16, (np.arange(48) + 0.5) / 48, indexing="ij")
+    flipped = np.stack((1 - xs, ys), -1).astype(np.float32)
+    image = np.zeros((32, 96, 3), np.uint8)
+    image[:, :48] = 255
+    seen = Seen("", image, Decoded("", 0.0, [], []), {("transform", "grid"): [flipped]})
+    assert seen.sees_input("transform.head") and not seen.sees_input("encoder")
+    assert seen.rectified.shape == (16, 48, 3)
+    assert seen.rectified[:, :20].max() == 0 and seen.rectified[:, 28:].min() == 255
+
+
+def test_split_map():
+    image = np.zeros((32, 96, 3), np.uint8)
+    assert split_map(192, image) == (8, 24) and split_map(96, image) == (6, 16)
+    assert split_map(7, image) == (1, 7)
+
+
+def test_tool(tmp_path):
+    case.checkpoint(tmp_path / "best.pth", load_tiny("svtrv2/svtrv2_mamba"))
+    words = ["--model", tmp_path / "best.pth", "--output", tmp_path / "pages"]
+    done = case.run_tool("diagnose_rec.py", *words, "--images", case.write_pictures(tmp_path / "crops", 2))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "pages").glob("*.png"))) == 2 and done.stdout.count("\n") == 2
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    done = case.run_tool("diagnose_rec.py", *words, "--images", tmp_path / "bad.png")
+    assert done.returncode == 1 and "could be read" in done.stderr and "not read" in done.stdout
