@@ -17,6 +17,7 @@ from typing import Any
 
 from openrec import config_schema as schema
 from openrec import registry
+from openrec.config_boxes import box_problems
 from openrec.config_charset import resolve_charset
 from openrec.config_image import image_problems
 from openrec.errors import ConfigError
@@ -373,8 +374,9 @@ def _fit_training(config: Mapping[str, Any], decoder: Any, loss: Any, is_gtc: bo
             "Architecture.Decoder.svtr_encoder.use_guide: True detaches the encoder's features, and no other "
             "branch trains it: the encoder keeps its weights. Set use_guide: False to train all of the model.",
         )
-    problems += _fit_sub_strings(config, decoder)
-    return problems
+    if loss["name"] == "DINOLoss":
+        problems += box_problems(config, loss)
+    return problems + _fit_sub_strings(config, decoder)
 
 
 def _fit_sub_strings(config: Mapping[str, Any], decoder: Any) -> list[str]:

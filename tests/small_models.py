@@ -12,6 +12,7 @@ SMALLER: dict[str, dict[str, Any]] = {
         "stage_spec": [["C"], ["L", "D"], ["D"]],
         "n_groups": [1, 2, 4],
     },
+    "DINODecoder": {"hidden_dim": 32, "num_queries": 30, "dec_layers": 2, "enc_layers": 1, "ffn_dim": 48, "n_heads": 4},
     "DRAWAttnDecoder": {"hidden": 48, "embed_dim": 32},
     "HardAttnDecoder": {"hidden": 48, "attn_dim": 32, "embed_dim": 32},
     "NRTRDecoder": {"num_decoder_layers": 2},

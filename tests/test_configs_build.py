@@ -52,6 +52,7 @@ def chinese(tmp_path_factory):
 
 def load(path, chinese):
     words = [f"Global.character_dict_path={chinese}"] if path.endswith("_ch.yml") else []
+    words += [f"Global.pretrained_model={chinese}"] if path.endswith("dino_ctc.yml") else []  # any file that exists
     return load_config(ROOT / path, words)
 
 
@@ -99,6 +100,8 @@ def random_batch(config, mode, charset, size):
     rows = []
     for i in range(4):
         sample = {"label": "".join(rng.choice(charset.characters, 3 + i)), "rng": rng, "training": mode == "Train"}
+        places = (np.arange(3 + i, dtype=np.float32) + 0.5) / (3 + i)
+        sample["boxes"] = np.stack((places, np.full_like(places, 0.5), places[:1].repeat(3 + i), places), 1)
         for op in ops:
             sample = op(sample)
         sample["image"] = rng.standard_normal((3, *size), np.float32)

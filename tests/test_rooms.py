@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
     ("version", "errors"),
     ("registry", "charset", "curves", "dictionary"),
-    ("config", "config_schema", "config_yaml", "config_charset", "config_check", "config_image", "cli"),
+    ("config", "config_schema", "config_yaml", "config_charset", "config_check", "config_image", "config_boxes", "cli"),
     ("preprocess",),
     ("data",),
     ("ops",),

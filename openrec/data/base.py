@@ -60,6 +60,7 @@ class WordDataset(Dataset):
     """
 
     buckets: np.ndarray | None = None
+    gives_boxes = False  # whether ``read`` can tell where every character is
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class WordDataset(Dataset):
         self.encoders: list[Any] = [
             op for op in self.ops if hasattr(op, "refuses") or type(op).__name__.endswith("LabelEncode")
         ]
+        self.wants_boxes = self._check_boxes()
         self.charset = (
             charset
             if charset is not None
@@ -98,10 +100,32 @@ class WordDataset(Dataset):
         self._dummy = self._dummy_label()
         self._known: set[str] | None = None
 
+    def _check_boxes(self) -> bool:
+        """Whether boxes go with the images: some op wants them and the data set has them."""
+        wanting = [op for op in self.ops if getattr(op, "wants_boxes", False)]
+        if wanting and not self.gives_boxes and self.training and any(op.needs_boxes for op in wanting):
+            raise ConfigError(
+                f"{self.mode}.dataset: {type(self).__name__} does not know where the characters are, but "
+                f"{type(wanting[0]).__name__} needs their boxes. Use SyntheticWords; or learn from texts alone: "
+                "boxes: none there, and Loss.mode: ctc with a detector as Global.pretrained_model; or boxes: optional "
+                "and Loss.mode: joint."
+            )
+        if not wanting or not self.gives_boxes:
+            return False
+        for number, op in enumerate(self.ops):
+            if not getattr(op, "keeps_boxes", False):
+                raise ConfigError(
+                    f"{self.mode}.dataset.transforms[{number}]: {type(op).__name__} changes the image and leaves the "
+                    "characters' boxes where they were. Leave it out (SyntheticWords distorts its words itself, see "
+                    "strength, rotation, curvature), or resize with RecTVResize, SVTRResize or RecDynamicResize."
+                )
+        return True
+
     # -- what a subclass defines -------------------------------------------------------------------
 
-    def read(self, index: int, rng: np.random.Generator) -> tuple[Any, str]:
-        """``(image, label)``: encoded bytes, or a uint8 RGB array.
+    def read(self, index: int, rng: np.random.Generator) -> tuple[Any, ...]:
+        """``(image, label)``: encoded bytes, or a uint8 RGB array. With ``wants_boxes`` a third value may follow:
+        float32 [characters, 4], each box (cx, cy, w, h) in parts of the image.
 
         Raises:
             UnreadableImage, SampleError: the record cannot be used.
@@ -140,17 +164,19 @@ class WordDataset(Dataset):
     def _training_item(self, pick: Pick) -> Sample | Skipped:
         rng = self._random(pick.epoch, pick.index)
         try:
-            image, text = self.read(pick.index, rng)
-            values = self._apply({"image": image, "label": text, "rng": rng, "training": True}, pick)
+            image, text, *boxes = self.read(pick.index, rng)
+            sample = {"image": image, "label": text, "rng": rng, "training": True, **_named(boxes)}
+            values = self._apply(sample, pick)
         except SampleError as error:
             return Skipped(self.name(pick.index), str(error), pick.weight)
         return Sample(values, text, self.name(pick.index), None, False, pick.weight)
 
     def _evaluation_item(self, pick: Pick) -> Sample:
         excluded, unreadable = self.excluded.get(pick.index), False
+        boxes: list[Any] = []
         rng = self._random(pick.epoch, pick.index)
         try:
-            image, text = self.read(pick.index, rng)
+            image, text, *boxes = self.read(pick.index, rng)
         except SampleError:
             image, text, unreadable = self._grey(pick), self.text(pick.index), True
         label = self.label_for_tensors(text)
@@ -158,7 +184,8 @@ class WordDataset(Dataset):
             label = self._dummy
         for _ in range(3):
             try:
-                values = self._apply({"image": image, "label": label, "rng": rng, "training": False}, pick)
+                sample = {"image": image, "label": label, "rng": rng, "training": False, **_named(boxes)}
+                values = self._apply(sample, pick)
                 return Sample(values, text, self.name(pick.index), excluded, unreadable, pick.weight)
             except UnreadableImage:
                 image, unreadable = self._grey(pick), True
@@ -250,6 +277,10 @@ class WordDataset(Dataset):
     @property
     def samples_per_epoch(self) -> int:
         return len(self) if self._strata is None else sum(n for _, n in self._strata)  # type: ignore[arg-type]
+
+
+def _named(boxes: Sequence[Any]) -> dict[str, Any]:
+    return {"boxes": boxes[0].copy()} if boxes else {}
 
 
 def _shares(sizes: Sequence[int], fraction: float) -> list[int]:

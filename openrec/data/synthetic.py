@@ -38,8 +38,15 @@ SPLITS = ("auto", "train", "test", "all")
 ASPECT_MEDIAN, ASPECT_SIGMA = 2.2, 0.45
 
 
+def _in_parts(word: RenderedWord) -> np.ndarray:
+    """The characters' boxes as (cx, cy, w, h) in parts of the picture."""
+    left_top, right_bottom = word.boxes[:, :2], word.boxes[:, 2:]
+    size = np.array(word.size * 2, np.float32)
+    return np.concatenate(((left_top + right_bottom) / 2, right_bottom - left_top), 1) / size
+
+
 class SyntheticWords(WordDataset):
-    """Rendered words.
+    """Rendered words. They know where every character is: ``CharDetLabelEncode`` gets the boxes.
 
     With ``by_ratio`` the samples are spread over ratio buckets and resized to a bucket's size just before
     ``KeepKeys``, as ``RatioDataSetTVResize`` does without padding: for ``RatioSampler``. Otherwise a resize among the
@@ -70,6 +77,8 @@ class SyntheticWords(WordDataset):
     Raises:
         ConfigError: no font for the charset (the message names a package), no text possible, wrong values.
     """
+
+    gives_boxes = True
 
     def __init__(
         self,
@@ -194,13 +203,13 @@ class SyntheticWords(WordDataset):
             aspect = (max(0.6, q - 0.5), q + 0.5)
         return self.renderer.render(rng, aspect=aspect)
 
-    def read(self, index: int, rng: np.random.Generator) -> tuple[Any, str]:
+    def read(self, index: int, rng: np.random.Generator) -> tuple[Any, ...]:
         if self.real is not None and rng.random() < self.real_share:
             members = np.arange(len(self.real)) if self.buckets is None else self._real_of.get(int(self.buckets[index]))
             if members is not None:
                 return self._read_photograph(int(members[rng.integers(len(members))]), rng)
         word = self.render(index, rng)
-        return word.image, word.text
+        return (word.image, word.text, _in_parts(word)) if self.wants_boxes else (word.image, word.text)
 
     def _read_photograph(self, index: int, rng: np.random.Generator) -> tuple[Any, str]:
         assert self.real is not None

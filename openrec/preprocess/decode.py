@@ -90,6 +90,8 @@ class DecodeImagePIL:
         img_mode: ``RGB``, ``BGR`` (channels reversed) or ``Gray`` (``[H, W]``, ITU-R 601 luma).
     """
 
+    keeps_boxes = True  # rendered pictures pass through
+
     def __init__(self, img_mode: str = "RGB") -> None:
         if img_mode not in ("RGB", "BGR", "Gray"):
             raise ConfigError(f"DecodeImagePIL.img_mode: expected RGB, BGR or Gray, got {img_mode!r}.")
@@ -115,6 +117,8 @@ class DecodeImage:
         channel_first: return ``[3, H, W]``.
         ignore_orientation: leave the EXIF orientation unapplied.
     """
+
+    keeps_boxes = True
 
     def __init__(self, img_mode: str = "RGB", channel_first: bool = False, ignore_orientation: bool = False) -> None:
         if img_mode not in ("RGB", "BGR", "GRAY"):

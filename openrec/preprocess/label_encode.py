@@ -31,6 +31,7 @@ class LabelEncoder:
     """
 
     kind = ""
+    keeps_boxes = True  # changes no pixel
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ def _describe(sample: dict[str, Any], image: np.ndarray, content: int, width: in
     h, w = image.shape[:2]
     sample["valid_ratio"] = min(1.0, content / width)
     sample["real_ratio"] = max(1, round(w / h))
+    if "boxes" in sample:  # (cx, cy, w, h) in parts of the image, which got wider by what was filled in
+        sample["boxes"][:, 0::2] *= min(1.0, content / width)
 
 
 class RecTVResize:
@@ -42,6 +44,8 @@ class RecTVResize:
     def __init__(self, image_shape: Sequence[int] = (32, 128), padding: bool = True) -> None:
         self.height, self.width = _check_shape(image_shape, 2, type(self).__name__)
         self.padding = padding
+
+    keeps_boxes = True  # they move with the image
 
     resize = staticmethod(geometry.resize_pil)
 
@@ -73,6 +77,7 @@ class RecDynamicResize:
     """
 
     ignored_keys = ("padding",)
+    keeps_boxes = True
 
     def __init__(self, image_shape: Sequence[int] = (32, 128)) -> None:
         self.height, self.width = _check_shape(image_shape, 2, "RecDynamicResize")

@@ -1,0 +1,151 @@
+"""Does DINO read, and does it find the characters where they are? Words that training never draws, with known boxes.
+
+    python benchmarks/dino_boxes.py --work DIR --minutes 60
+
+Trains a DINO config (``dino_tiny.yml``) through ``openrec.engine.trainer.Trainer`` on rendered words; the same command
+continues after a stop, and stops by itself when this start has used ``--minutes`` or the run its ``--steps``. Then
+word accuracy, and the mean intersection over union of true character boxes with those found, are measured on held-out
+words: over all words, each true character against the best box of the same character (0 where there is none), and over
+correctly read words in reading order. The JSON under ``benchmarks/results/`` holds numbers, command and machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openrec import __version__
+from openrec.checkpoint import read_checkpoint
+from openrec.config import load_config, resolve_charset
+from openrec.data import build_loader
+from openrec.engine.evaluation import fill_model
+from openrec.engine.trainer import Trainer
+from openrec.modeling import build_model
+from openrec.postprocess import build_post_process
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def config_of(options: argparse.Namespace, stop_at: int) -> dict[str, Any]:
+    """The YAML with the length of the whole run; ``stop_at``: optimizer step at which this start ends."""
+    config = load_config(options.config)
+    batch = config["Train"]["loader"]["batch_size_per_card"]
+    config["Train"]["dataset"]["size"] = batch * options.epoch_steps
+    config["Train"]["loader"]["num_workers"] = options.workers
+    config["Eval"]["dataset"]["size"] = options.words
+    config["Eval"]["loader"]["num_workers"] = 0
+    config["Optimizer"]["lr"] = options.lr or config["Optimizer"]["lr"]
+    config["Global"].update(
+        output_dir=str(options.work), epoch_num=math.ceil(options.steps / options.epoch_steps), max_steps=stop_at,
+        seed=options.seed, device=options.device, auto_resume=True, save_latest_step=50,
+        eval_epoch_step=[0, 10**6],
+    )  # fmt: skip
+    return config
+
+
+def train(options: argparse.Namespace) -> tuple[int, float]:
+    """Go on until the time or the run is over; (steps done, minutes of this start)."""
+    begin, done, chunk = time.monotonic(), reached(options), 50
+    while done < options.steps and time.monotonic() - begin < 60 * options.minutes:
+        goal = min(options.steps, done + chunk)
+        start = time.monotonic()
+        Trainer(config_of(options, goal)).train()
+        done, pace = reached(options), (time.monotonic() - start) / chunk
+        left = 60 * options.minutes - (time.monotonic() - begin)
+        chunk = max(1, int(0.95 * left / pace))
+        if done < goal:
+            break  # stopped by a signal
+    return done, (time.monotonic() - begin) / 60
+
+
+def reached(options: argparse.Namespace) -> int:
+    """Optimizer steps of the run so far."""
+    file = options.work / "latest.pth"
+    if not file.exists():
+        return 0
+    state = read_checkpoint(file)
+    return int((state.get("progress") or {}).get("step", 0))
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of every box of ``a [n, 4]`` with every box of ``b [m, 4]``, (cx, cy, w, h)."""
+    low = np.maximum(a[:, None, :2] - a[:, None, 2:] / 2, b[None, :, :2] - b[None, :, 2:] / 2)
+    high = np.minimum(a[:, None, :2] + a[:, None, 2:] / 2, b[None, :, :2] + b[None, :, 2:] / 2)
+    inter = np.clip(high - low, 0, None).prod(-1)
+    return inter / np.maximum(a[:, None, 2:].prod(-1) + b[None, :, 2:].prod(-1) - inter, 1e-9)
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """Accuracy and boxes of a checkpoint on held-out words."""
+    config = config_of(options, 1)
+    charset = resolve_charset(config)
+    post = build_post_process(config["PostProcess"], config["Global"], charset)
+    config["Architecture"]["Decoder"]["out_channels"] = post.get_character_num()
+    model = build_model(config["Architecture"]).to(options.device).eval()
+    fill_model(model, read_checkpoint(file), file, charset.characters)
+    loader = build_loader(config, "Eval", charset=charset, seed=options.seed)
+    words = correct = 0
+    every: list[float] = []
+    in_order: list[float] = []
+    for batch in loader.epoch(1):
+        image, label, length, boxes, has_box = (t.to(options.device) for t in batch.tensors[:5])
+        found = post.with_boxes(model(image))
+        for row, (item, own) in enumerate(found):
+            n = int(length[row])
+            words, truth = words + 1, "".join(post.tokens[label[row, :n].cpu().numpy()])
+            correct += item.text == charset.normalize(batch.texts[row])
+            if not has_box[row]:
+                continue
+            pairs = iou(boxes[row, :n].cpu().numpy(), own) if len(own) else np.zeros((n, 1))
+            same = np.array([[a == b for b in item.text] or [False] for a in truth])
+            every += (pairs * same).max(1).tolist()
+            in_order += np.diag(pairs).tolist() if item.text == truth else []
+    loader.close()
+    mean = {"all_characters": np.mean(every), "of_correct_words": np.mean(in_order) if in_order else 0.0}
+    return {
+        "words": words, "accuracy": round(correct / words, 4), "characters": len(every),
+        "mean_iou": {k: round(float(v), 4) for k, v in mean.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints and logs")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "rec" / "dino" / "dino_tiny.yml")
+    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps of the whole run")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of this start")
+    parser.add_argument("--words", type=int, default=1000, help="held-out words")
+    parser.add_argument("--epoch-steps", type=int, default=200)
+    parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "dino_boxes.json")
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    steps, minutes = train(options)
+    command = f"python benchmarks/dino_boxes.py --work DIR --steps {options.steps} --words {options.words}"
+    command += f" --epoch-steps {options.epoch_steps} --seed {options.seed} --device {options.device}"
+    command += f" --lr {options.lr}" if options.lr else ""
+    result = {
+        "date": time.strftime("%Y-%m-%d"), "openrec": __version__, "torch": torch.__version__, "command": command,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
+        "steps": steps, "minutes_of_last_start": round(minutes, 1), **measure(options, options.work / "latest.pth"),
+    }  # fmt: skip
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

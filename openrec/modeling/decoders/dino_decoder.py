@@ -1,0 +1,301 @@
+"""DINO as a recogniser: characters are detected, all at once, and read from left to right.
+
+Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes" (ICLR 2023), as DTLR applies it to text (Baena et al.,
+"General Detection-based Text Line Recognition", NeurIPS 2024). Two stages, mixed query selection, look forward twice
+and contrastive denoising are DINO's; its public forms are IDEA-Research/DINO and detrex (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from openrec.errors import ConfigError
+from openrec.modeling.decoders.detr_blocks import (
+    FFN,
+    MultiheadAttention,
+    MultiScaleDeformableAttention,
+    TransformerLayer,
+)
+from openrec.modeling.decoders.detr_coords import (
+    PositionEmbeddingSine,
+    box_refine,
+    gen_encoder_output_proposals,
+    get_sine_pos_embed,
+)
+from openrec.modeling.decoders.dino_denoising import Noisy, denoising_mask, noisy_queries
+from openrec.modeling.decoders.true2d_decoder import pixel_centres
+from openrec.modeling.layers import Linear, flatten_map, guard
+from openrec.modeling.record import record, recording
+
+ENCODER_ORDER = ("self_attn", "norm", "ffn", "norm")
+DECODER_ORDER = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
+Shapes = list[tuple[int, int]]
+
+
+class Start(NamedTuple):
+    """Where the reading queries start."""
+
+    content: Tensor  # [B, Q, D]
+    boxes: Tensor  # [B, Q, 4], no gradient
+    logits: Tensor | None = None  # of the proposals, [B, Q, n]
+    proposals: Tensor | None = None  # their boxes, with gradient
+
+
+class BoxHead(nn.Sequential):
+    """Three layers to the four numbers by which a box moves, zero at the start."""
+
+    def __init__(self, dim: int):
+        super().__init__(Linear(dim, dim), nn.ReLU(), Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+
+    def start_still(self) -> None:
+        for parameter in self[-1].parameters():
+            nn.init.zeros_(parameter)
+            guard(parameter, decay=True)
+
+
+class DINODecoder(nn.Module):
+    """Map ``[B, C, H, W]`` -> ``[B, Q, n + 4]``: per query the classes' probabilities, then its box (cx, cy, w, h).
+
+    In training a mapping for ``DINOLoss``: ``logits [layers, B, Q, n]`` and ``boxes [layers, B, Q, 4]``, of the
+    proposals under ``proposals``, of the denoising queries under ``denoising``.
+
+    Args:
+        out_channels: n, the characters; there is no class for "nothing", every class has its own yes or no.
+        num_queries: Q, most characters that can be found.
+        num_levels: maps that are looked at: the encoder's, and halved ones.
+        enc_layers: deformable encoder layers before the proposals; 0: the encoder's map as it is.
+        two_stage: queries start at the cells that look most like a character; else at learned boxes.
+        mixed_query: only the boxes come from those cells, contents are learned.
+        look_forward_twice: the loss of a layer also reaches the box head of the layer before it.
+        box_refine: every layer moves the box of the one before; else that of the start.
+        share_heads: one class head and one box head for all layers.
+        dn_number, dn_label_noise, dn_box_noise: contrastive denoising, see ``noisy_queries``; 0 turns it off.
+        anchor_wh: size of a proposal on level 0, doubled per level, in parts of the image.
+        pe_temperature: of the sine codes of positions.
+        max_len: longest text.
+
+    Raises:
+        ConfigError: sizes that do not go together, fewer queries than characters, and in ``forward`` fewer cells.
+    """
+
+    needs = "2d"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden_dim: int = 256,
+        num_queries: int = 100,
+        num_levels: int = 2,
+        n_heads: int = 8,
+        n_points: int = 4,
+        enc_layers: int = 2,
+        dec_layers: int = 4,
+        ffn_dim: int = 1024,
+        dropout: float = 0.0,
+        two_stage: bool = True,
+        mixed_query: bool = True,
+        look_forward_twice: bool = True,
+        box_refine: bool = True,
+        share_heads: bool = False,
+        dn_number: int = 60,
+        dn_label_noise: float = 0.5,
+        dn_box_noise: float = 0.4,
+        anchor_wh: Sequence[float] = (0.10, 0.80),
+        pe_temperature: float = 20,
+        max_len: int = 25,
+    ):
+        super().__init__()
+        _check_sizes(hidden_dim, n_heads, num_queries, max_len, dec_layers, num_levels)
+        self.classes, self.num_queries, self.num_levels = out_channels, num_queries, num_levels
+        self.two_stage, self.mixed_query = two_stage, mixed_query
+        self.look_forward_twice, self.box_refine = look_forward_twice and box_refine, box_refine
+        self.noise = {"number": dn_number, "label_noise": dn_label_noise, "box_noise": dn_box_noise}
+        self.anchor_wh, self.temperature = tuple(anchor_wh), pe_temperature
+        groups = math.gcd(32 if hidden_dim >= 256 else 8, hidden_dim)
+        self.neck = nn.ModuleList()
+        for level in range(num_levels):
+            conv = nn.Conv2d(hidden_dim, hidden_dim, 3, 2, 1) if level else nn.Conv2d(in_channels, hidden_dim, 1)
+            self.neck.append(nn.Sequential(conv, nn.GroupNorm(groups, hidden_dim)))
+
+        def layer(order: Sequence[str]) -> TransformerLayer:
+            looking = MultiScaleDeformableAttention(hidden_dim, n_heads, num_levels, n_points, dropout)
+            own = [MultiheadAttention(hidden_dim, n_heads, dropout, dropout)] if "cross_attn" in order else []
+            return TransformerLayer([*own, looking], [FFN(hidden_dim, ffn_dim, drop=dropout)], hidden_dim, order)
+
+        self.encoder_layers = nn.ModuleList([layer(ENCODER_ORDER) for _ in range(enc_layers)])
+        self.decoder_layers = nn.ModuleList([layer(DECODER_ORDER) for _ in range(dec_layers)])
+        self.level_embed = nn.Parameter(torch.empty(num_levels, hidden_dim)) if enc_layers else None
+        self.query_pos = nn.Sequential(Linear(2 * hidden_dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, hidden_dim))
+        self.norm = nn.LayerNorm(hidden_dim)
+        heads = 1 if share_heads else dec_layers
+        self.class_heads = nn.ModuleList([nn.Linear(hidden_dim, out_channels) for _ in range(heads)])
+        self.box_heads = nn.ModuleList([BoxHead(hidden_dim) for _ in range(heads)])
+        self.label_embedding = nn.Embedding(out_channels + 1, hidden_dim)
+        self.query_content = nn.Embedding(num_queries, hidden_dim) if mixed_query or not two_stage else None
+        self.reference_points: nn.Embedding | None = None
+        if two_stage:
+            self.proposal = nn.Sequential(Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim))
+            self.proposal_class, self.proposal_box = nn.Linear(hidden_dim, out_channels), BoxHead(hidden_dim)
+        else:
+            self.reference_points = nn.Embedding(num_queries, 4)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                module.init_weights()
+            elif isinstance(module, BoxHead):
+                module.start_still()
+        for head in [*self.class_heads, *([self.proposal_class] if self.two_stage else [])]:
+            nn.init.constant_(head.bias, -math.log((1 - 0.01) / 0.01))
+            guard(head.bias)
+        if self.level_embed is not None:
+            nn.init.normal_(self.level_embed)
+            guard(self.level_embed)
+
+    def forward(self, x: Tensor, data: Sequence[Tensor] | None = None) -> Any:
+        """``data`` (training): ``[label, length, boxes, has_box]`` of ``CharDetLabelEncode``."""
+        memory, shapes = self.remember(x)
+        start = self.start(memory, shapes)
+        noisy = self._noisy(data) if self.training else None
+        logits, boxes = self.detect(start, memory, shapes, noisy)
+        if not self.training:
+            record(self, "box", boxes[-1])
+            return torch.cat((logits[-1].sigmoid().to(boxes.dtype), boxes[-1]), -1)
+        return self._outputs(start, logits, boxes, noisy)
+
+    def _noisy(self, data: Sequence[Tensor] | None) -> Noisy | None:
+        if data is None or len(data) < 4:
+            raise ConfigError(
+                "DINODecoder: training needs label, length, boxes and has_box of CharDetLabelEncode, in this order. "
+                "Set KeepKeys.keep_keys: [image, label, length, boxes, has_box]."
+            )
+        return noisy_queries(*data[:4], classes=self.classes, **self.noise)  # type: ignore[arg-type]
+
+    def _outputs(self, start: Start, logits: Tensor, boxes: Tensor, noisy: Noisy | None) -> dict[str, Any]:
+        count = 0 if noisy is None else noisy.labels.shape[1]
+        if noisy is None:  # it still takes part in the loss, with no gradient: processes agree on who does
+            logits = logits + 0.0 * self.label_embedding.weight.sum()
+        out: dict[str, Any] = {"logits": logits[:, :, count:], "boxes": boxes[:, :, count:]}
+        if start.logits is not None:
+            out["proposals"] = {"logits": start.logits, "boxes": start.proposals}
+        if noisy is not None:
+            out["denoising"] = {"logits": logits[:, :, :count], "boxes": boxes[:, :, :count], "noisy": noisy}
+        return out
+
+    # -- the image -------------------------------------------------------------------------------------
+
+    def remember(self, x: Tensor) -> tuple[Tensor, Shapes]:
+        """The tokens of all levels ``[B, S, D]``, and the levels' sizes."""
+        maps: list[Tensor] = []
+        for layer in self.neck:
+            maps.append(layer(maps[-1] if maps else x))
+        shapes: Shapes = [(int(m.shape[2]), int(m.shape[3])) for m in maps]
+        memory = torch.cat([flatten_map(m) for m in maps], 1)
+        if self.level_embed is None:
+            return memory, shapes
+        sine = PositionEmbeddingSine(memory.shape[-1] // 2, self.temperature, normalize=True)
+        codes, centres = [], []
+        for (h, w), level in zip(shapes, self.level_embed):
+            cells = torch.zeros(1, h, w, dtype=torch.bool, device=x.device)
+            codes.append(flatten_map(sine(cells)).to(level.dtype) + level)
+            centres.append(pixel_centres(h, w, x.device, torch.promote_types(x.dtype, torch.float32)))
+        reference = torch.cat(centres).view(1, -1, 1, 2).expand(x.shape[0], -1, self.num_levels, -1)
+        position = torch.cat(codes, 1)
+        for layer in self.encoder_layers:
+            memory = layer(memory, query_pos=position, reference_points=reference, spatial_shapes=shapes)
+        return memory, shapes
+
+    def start(self, memory: Tensor, shapes: Shapes) -> Start:
+        """Boxes and contents of the reading queries."""
+        b = memory.shape[0]
+        content = None if self.query_content is None else self.query_content.weight.expand(b, -1, -1)
+        if self.reference_points is not None:
+            assert content is not None
+            return Start(content, self.reference_points.weight.float().sigmoid().expand(b, -1, -1))
+        kept, anchors = gen_encoder_output_proposals(memory, None, shapes, anchor_wh=self.anchor_wh, largest=0.95)
+        usable = anchors.isfinite().all(-1)  # [B, S]; the same for all images
+        self._check_cells(memory, shapes)
+        tokens = self.proposal(kept)
+        logits = self.proposal_class(tokens)
+        best = logits.detach().float().amax(-1).masked_fill(~usable, -1e9)
+        chosen = best.sort(dim=1, descending=True, stable=True).indices[:, : self.num_queries]  # ties: first cell
+        pick = chosen.unsqueeze(-1)
+        tokens = tokens.gather(1, pick.expand(-1, -1, tokens.shape[-1]))
+        logits = logits.gather(1, pick.expand(-1, -1, self.classes))
+        anchor = anchors.masked_fill(~usable.unsqueeze(-1), 0.0).gather(1, pick.expand(-1, -1, 4))
+        boxes = (self.proposal_box(tokens).to(anchor.dtype) + anchor).sigmoid()
+        return Start(tokens.detach() if content is None else content, boxes.detach(), logits, boxes)
+
+    def _check_cells(self, memory: Tensor, shapes: Shapes) -> None:
+        """Centres farther than a hundredth from the border: known from the sizes alone."""
+        cells = 0
+        for level, (h, w) in enumerate(shapes):
+            if all(0.01 < min(0.95, size * 2**level) < 0.99 for size in self.anchor_wh):
+                cells += math.prod(sum(0.01 < (i + 0.5) / n < 0.99 for i in range(n)) for n in (h, w))
+        if cells < self.num_queries:
+            raise ConfigError(
+                f"DINODecoder: {cells} usable cells in maps of {shapes}, but num_queries is {self.num_queries}. "
+                "Set a smaller Decoder.num_queries, or give the encoder larger images."
+            )
+
+    # -- the queries -----------------------------------------------------------------------------------
+
+    def detect(self, start: Start, memory: Tensor, shapes: Shapes, noisy: Noisy | None) -> tuple[Tensor, Tensor]:
+        """``logits`` and ``boxes [layers, B, P + Q, ...]``: denoising queries first, then the reading ones."""
+        content, reference, mask = start.content, start.boxes, None
+        if noisy is not None:
+            embedded = self.label_embedding(noisy.labels).masked_fill(~noisy.filled.unsqueeze(-1), 0.0)
+            count = noisy.labels.shape[1]
+            content = torch.cat((embedded.to(content.dtype), content), 1)
+            reference = torch.cat((noisy.boxes.to(reference.dtype), reference), 1)
+            mask = denoising_mask(count, noisy.groups, self.num_queries, memory.device)
+        before, all_logits, all_boxes = reference, [], []
+        width = memory.shape[-1] // 2
+        for number, layer in enumerate(self.decoder_layers):
+            if recording(self):
+                record(self, "ref", reference)
+            code = get_sine_pos_embed(reference, width, self.temperature).to(content.dtype)
+            content = layer(
+                content,
+                memory,
+                query_pos=self.query_pos(code),
+                self_mask=mask,
+                reference_points=reference.unsqueeze(2),
+                spatial_shapes=shapes,
+            )
+            seen = self.norm(content)
+            head = min(number, len(self.class_heads) - 1)
+            all_logits.append(self.class_heads[head](seen))
+            delta = self.box_heads[head](seen)
+            all_boxes.append(box_refine(delta, before))
+            if self.box_refine:
+                # The predicted box goes on: without gradient into attention, with it into the next prediction.
+                refined = box_refine(delta, reference)
+                reference = refined.detach()
+                before = refined if self.look_forward_twice else reference
+        return torch.stack(all_logits), torch.stack(all_boxes)
+
+
+def _check_sizes(dim: int, heads: int, queries: int, longest: int, layers: int, levels: int) -> None:
+    if dim % 4 or dim % heads:
+        raise ConfigError(f"DINODecoder.hidden_dim: {dim} must be a multiple of 4 and of n_heads ({heads}).")
+    if queries < longest:
+        raise ConfigError(
+            f"DINODecoder.num_queries: {queries} queries cannot find {longest} characters. Set num_queries to at "
+            f"least max_len ({longest}), or lower max_len."
+        )
+    if layers < 1 or levels < 1:
+        raise ConfigError("DINODecoder: dec_layers and num_levels must be at least 1.")
