@@ -9,6 +9,7 @@ from openrec.errors import ConfigError
 from openrec.modeling.decoders import detr_coords as coords
 from openrec.modeling.decoders.detr_blocks import (
     FFN,
+    MSDeformAttn,
     MultiheadAttention,
     MultiScaleDeformableAttention,
     TransformerLayer,
@@ -22,7 +23,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 
 def call_op(name, inputs, args, dtype):
     if name.startswith("sine_pos"):
-        make = coords.position_embedding_sine_hw if name.startswith("sine_pos_hw") else coords.PositionEmbeddingSine
+        make = coords.PositionEmbeddingSineHW if name.startswith("sine_pos_hw") else coords.PositionEmbeddingSine
         return {"out": make(**args)(inputs["mask"], dtype)}
     if name.startswith("gen_encoder"):
         mask = inputs["memory_padding_mask"].bool()
@@ -42,21 +43,15 @@ def test_coordinates_equal_reference(name, dtype):
 
 
 def call_deformable(module, inputs, run):
-    shapes = inputs["input_spatial_shapes"].tolist()
-    mask = inputs.get("input_padding_mask")
-    return {"out": module.attend(inputs["query"], inputs["reference_points"], inputs["input_flatten"], shapes, mask)}
+    names = ("query", "reference_points", "input_flatten", "input_spatial_shapes")
+    return {"out": module(*(inputs[k] for k in names), input_padding_mask=inputs.get("input_padding_mask"))}
 
 
 @DTYPES
 @pytest.mark.parametrize("name", MODULES)
 def test_deformable_attention_equals_reference(name, dtype):
-    a = MODULES[name]["args"]
-    check_module(
-        MODULES[name],
-        lambda: MultiScaleDeformableAttention(a["d_model"], a["n_heads"], a["n_levels"], a["n_points"]),
-        dtype,
-        call_deformable,
-    )
+    case = MODULES[name]
+    check_module(case, lambda: MSDeformAttn(**case["args"]), dtype, call_deformable)
 
 
 @pytest.mark.parametrize("positions", [False, True])

@@ -6,6 +6,7 @@ order is detrex's (IDEA-Research/detrex, Apache-2.0). Tensors are batch first, `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,7 +121,6 @@ class MultiScaleDeformableAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         reference_points: Tensor | None = None,
         spatial_shapes: Sequence[tuple[int, int]] = (),
-        **_unused: Any,
     ) -> Tensor:
         """``value [B, S, C]``, the levels one behind the other; ``reference_points``: see ``attend``."""
         value = value if value is not None else key if key is not None else query
@@ -161,6 +161,29 @@ class MultiScaleDeformableAttention(nn.Module):
             return reference[..., :2] + offsets * (reference[..., 2:] * (0.5 / self.num_points))
         sizes = offsets.new_tensor([[int(w), int(h)] for h, w in shapes]).view(1, 1, 1, -1, 1, 2)
         return reference + offsets / sizes
+
+
+class MSDeformAttn(MultiScaleDeformableAttention):
+    """The same with Deformable DETR's names and call: no identity, no dropout."""
+
+    def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4):
+        super().__init__(d_model, n_heads, n_levels, n_points, dropout=0.0)
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        input_flatten: Tensor,
+        input_spatial_shapes: Tensor,
+        input_level_start_index: Tensor | None = None,
+        input_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """``input_level_start_index`` must follow from the shapes; anything else is refused."""
+        shapes = [(int(h), int(w)) for h, w in input_spatial_shapes.tolist()]
+        starts = [0, *itertools.accumulate(h * w for h, w in shapes)][:-1]
+        if input_level_start_index is not None and input_level_start_index.tolist() != starts:
+            raise ValueError(f"MSDeformAttn: expected levels that start at {starts}, got {input_level_start_index}")
+        return self.attend(query, reference_points, input_flatten, shapes, input_padding_mask)
 
 
 class FFN(nn.Module):

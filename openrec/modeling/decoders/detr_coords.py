@@ -78,7 +78,8 @@ class PositionEmbeddingSine:
         self.temperatures = (temperature, temperature if temperature_w is None else temperature_w)
         self.scale, self.eps, self.offset = scale, eps, offset
 
-    def __call__(self, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def __call__(self, mask: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """``dtype``: of the computation and of the result."""
         seen, codes = (~mask.bool()).to(dtype), []
         for axis, temperature in zip((1, 2), self.temperatures):
             position = seen.cumsum(axis)
@@ -89,11 +90,18 @@ class PositionEmbeddingSine:
         return torch.cat(codes, -1).permute(0, 3, 1, 2)
 
 
-def position_embedding_sine_hw(
-    num_pos_feats: int = 64, temperatureH: float = 10000, temperatureW: float = 10000, normalize: bool = False
-) -> PositionEmbeddingSine:
+class PositionEmbeddingSineHW(PositionEmbeddingSine):
     """``PositionEmbeddingSine`` with DTLR's argument names: a temperature for each axis."""
-    return PositionEmbeddingSine(num_pos_feats, temperatureH, normalize=normalize, temperature_w=temperatureW)
+
+    def __init__(
+        self,
+        num_pos_feats: int = 64,
+        temperatureH: float = 10000,
+        temperatureW: float = 10000,
+        normalize: bool = False,
+        scale: float = 2 * math.pi,
+    ):
+        super().__init__(num_pos_feats, temperatureH, scale, normalize=normalize, temperature_w=temperatureW)
 
 
 def gen_encoder_output_proposals(
