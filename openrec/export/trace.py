@@ -29,7 +29,10 @@ def standard_operators(sizes: Sizes) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' own warnings about things a user cannot change."""
-    names = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "torch._export", "torch._inductor", "torch.__trace")
+    names = (
+        "torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "torch._export", "torch._inductor",
+        "torch.__trace",
+    )  # fmt: skip
     before = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
