@@ -61,9 +61,14 @@ class ReAttention(Attention):
         maps = F.softmax(q @ k.transpose(-1, -2) * self.scale, -1)
         record(self, "attn", maps)
         scale = {"one": 1.0, "head": width**-0.5, "seq": n**-0.5}[self.re_scale]
-        maps = self.attn_drop(self.re_norm(self.theta(maps.to(v.dtype))) * scale)
+        maps = self.attn_drop(self.re_norm(self._mixed(maps.to(v.dtype))) * scale)
         x = (maps.to(v.dtype) @ v).transpose(1, 2).reshape(shape)
         return self.proj_drop(self.proj(x))
+
+    def _mixed(self, maps: Tensor) -> Tensor:
+        """``theta`` as a matrix product: a convolution of so few channels is three times slower on a CPU."""
+        mixed = self.theta.weight.flatten(1) @ maps.flatten(2) + self.theta.bias[:, None]  # type: ignore[index]
+        return mixed.view_as(maps)
 
 
 class ReAttnBlock(PreNormBlock):
