@@ -54,9 +54,11 @@ def _is_pair(value: Any) -> bool:
 # kind -> (test of a value, how a message calls it)
 KINDS: dict[str, tuple[Any, str]] = {
     "bool": (lambda v: isinstance(v, bool), "true or false"),
+    "bool or auto": (lambda v: isinstance(v, bool) or v == "auto", "true, false or auto"),
     "int": (_is_count, "a whole number"),
     "int or null": (lambda v: v is None or _is_count(v), "a whole number or null"),
     "float": (_is_number, "a number"),
+    "float or null": (lambda v: v is None or _is_number(v), "a number or null"),
     "str": (lambda v: isinstance(v, str), "a text"),
     "path": (lambda v: v is None or isinstance(v, str), "a path or null"),
     "pair": (_is_pair, "a list of two whole numbers [start, every]"),
@@ -94,7 +96,9 @@ GLOBAL: dict[str, Key] = {
     "character_dict_path": Key("path", None, "dictionary, one character a line; null: 0-9a-z, labels lower-cased"),
     "max_text_length": Key("int", 25, "labels with more characters are not used in training"),
     "use_space_char": Key("bool", False, "append the space to the dictionary, for encoders and decoders alike"),
-    "use_amp": Key("bool", False, "bf16 autocast in training and evaluation"),
+    "use_amp": Key(
+        "bool or auto", False, "bf16 autocast in training and evaluation; auto: where the GPU computes bf16"
+    ),
     "grad_clip_val": Key("float", 0, "largest L2 norm of the gradient; 0 is off"),
     "accumulation_steps": Key("int", 1, "batches per optimizer step"),
     "use_sync_bn": Key("bool", False, "BatchNorm statistics over all ranks"),
@@ -112,6 +116,12 @@ GLOBAL: dict[str, Key] = {
     "diagnose": Key("bool", False, "log numbers on what the model does inside, and warn where they look wrong"),
     "diagnose_step": Key("int or null", None, "do that every that many steps; null: print_batch_step"),
     "max_steps": Key("int or null", None, "stop after that many optimizer steps of the run"),
+    "max_minutes": Key(
+        "float or null", None, "save and stop after that many minutes of this call; the same command continues"
+    ),
+    "needs": Key(
+        "section", None, "checked at the start: memory_gb, disk_gb that must be free, font_families for rendered words"
+    ),
     "progress_bar": Key("bool", True, "show a progress bar where the output is a terminal"),
     # known to OpenOCR, without effect here
     "save_res_path": Key("any", None, "read by nothing in OpenOCR either", ignored=True),

@@ -62,6 +62,7 @@ SETS: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "alnum": ("0-9 a-z", lambda: list("0123456789") + _range("a", "z")),
     "ascii": ("the 94 printable characters of ASCII, in the order of EN_symbol_dict.txt", _ascii),
     "punctuation": ("marks of ASCII", lambda: _ascii()[62:]),
+    "sign-marks": ("marks of shop signs, prices, addresses", lambda: list("!\"#$%&'()*+,-./:;<=>?@[]_~·")),
     "marks": ("quotes, dashes and signs that print uses beside ASCII", lambda: list("‘’“”–—…·•«»¡¿§°©®™€£¥₩×÷")),
     "latin": ("accented Latin letters of Europe", _latin),
     "greek": ("Greek letters", lambda: _letters(0x386, 0x3CE, ("GREEK SMALL", "GREEK CAPITAL"))),

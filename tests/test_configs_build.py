@@ -52,7 +52,9 @@ def chinese(tmp_path_factory):
 
 def load(path, chinese):
     words = [f"Global.character_dict_path={chinese}"] if path.endswith("_ch.yml") else []
-    words += [f"Global.pretrained_model={chinese}"] if path.endswith("dino_ctc.yml") else []  # any file that exists
+    words += (
+        [f"Global.pretrained_model={chinese}"] if path.endswith(("dino_ctc.yml", "_stage2.yml")) else []
+    )  # any file that exists
     return load_config(ROOT / path, words)
 
 
@@ -133,5 +135,5 @@ def test_config_takes_a_training_step(path, chinese):
     assert torch.isfinite(loss) and all(torch.isfinite(p).all() for p in model.parameters())
     idle = {k for k, p in model.named_parameters() if p.grad is None}
     assert not idle, f"no gradient reaches {sorted(idle)[:5]}"
-    warm_start = config["LRScheduler"]["name"] == "CosineAnnealingLR"  # its first learning rate is 0
+    warm_start = config["LRScheduler"]["name"] in ("CosineAnnealingLR", "ConstLR")  # their first learning rate is 0
     assert warm_start or any(not torch.equal(before[k], p) for k, p in model.named_parameters())

@@ -14,6 +14,7 @@ from openrec.data import build_loader
 from openrec.engine import summary
 from openrec.engine.distributed import launched_rank, start_world, stop_world
 from openrec.engine.evaluator import Evaluator, split_rule
+from openrec.engine.limits import use_bf16
 from openrec.engine.logger import log_config, show_bar, start_logging, stop_logging
 from openrec.errors import CheckpointError
 from openrec.modeling import build_model
@@ -61,7 +62,8 @@ def evaluate_config(config: Mapping[str, Any]) -> dict[str, Any]:
         state = read_checkpoint(checkpoint_of(options))
         fill_model(model, state, checkpoint_of(options), charset.characters)
         bar = show_bar(options["progress_bar"], world.is_main)
-        evaluator = Evaluator(loader, post_process, config["Metric"], world, amp=options["use_amp"], bar=bar)
+        amp = use_bf16(options["use_amp"], world.device)
+        evaluator = Evaluator(loader, post_process, config["Metric"], world, amp=amp, bar=bar)
         metrics = evaluator.evaluate(model.to(world.device))
         _log(state.get("metrics") or {}, metrics)
         loader.close()

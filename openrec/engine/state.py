@@ -28,7 +28,8 @@ FORMAT = 1  # of the keys that are this project's own
 _FREE = {
     "config", "filename", "local_rank", "eval", "Global.device", "Global.output_dir", "Global.checkpoints",
     "Global.pretrained_model", "Global.auto_resume", "Global.progress_bar", "Global.use_tensorboard",
-    "Global.distributed", "Global.max_steps", "Global.diagnose", "Global.diagnose_step",
+    "Global.distributed", "Global.max_steps", "Global.max_minutes", "Global.needs",
+    "Global.diagnose", "Global.diagnose_step",
 }  # fmt: skip
 
 

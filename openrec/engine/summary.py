@@ -97,8 +97,8 @@ def _warmup_steps(config: Config) -> bool:
 
 # (whether it concerns this config, what is different)
 _DIFFERENCES: list[tuple[Callable[[Config], bool], str]] = [
-    (lambda c: not c["Global"]["use_amp"], "without AMP, gradients are cleared in every step (T4)"),
-    (lambda c: c["Global"]["use_amp"], "bf16 autocast without a loss scaler, in evaluation too (T37)"),
+    (lambda c: c["Global"]["use_amp"] is False, "without AMP, gradients are cleared in every step (T4)"),
+    (lambda c: c["Global"]["use_amp"] is True, "bf16 autocast without a loss scaler, in evaluation too (T37)"),
     (
         lambda c: c["Global"]["accumulation_steps"] > 1,
         "accumulation works with and without AMP and ends with the epoch; schedule and global_step count optimizer "

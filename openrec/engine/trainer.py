@@ -37,6 +37,7 @@ from openrec.engine.distributed import (
 )
 from openrec.engine.ema import Ema
 from openrec.engine.evaluator import Evaluator, split_rule
+from openrec.engine.limits import TimeLimit, check_fonts, check_machine, use_bf16
 from openrec.engine.logger import (
     JsonLines,
     TensorBoard,
@@ -81,7 +82,9 @@ class Trainer:
         check_config(config, "train")
         self.config: dict[str, Any] = copy.deepcopy(dict(config))
         self.options: dict[str, Any] = self.config["Global"]
+        self.time = TimeLimit(self.options["max_minutes"])
         self.output = make_directory(self.options["output_dir"])
+        check_machine(self.options["needs"], self.output)
         start_logging(self.output, is_main=launched_rank() == 0)
         self.world: World = start_world(self.options["device"])
         try:
@@ -97,6 +100,9 @@ class Trainer:
         if self.world.device.type == "cpu":
             keep_freed_memory()
         log_config(self.config)
+        self.amp = use_bf16(self.options["use_amp"], self.world.device)
+        if self.options["use_amp"] == "auto":
+            logger.info("use_amp: auto: %s on this device", "bf16" if self.amp else "float32")
         seed_everything(int(self.options["seed"]))
         if self.world.is_main:
             remove_leftovers(self.output)
@@ -109,7 +115,7 @@ class Trainer:
         wanted = bool(self.options["use_tensorboard"]) and self.world.is_main
         self.board = TensorBoard(self.output, wanted, self.parts.progress.step)
         self.diagnosis = Diagnosis(self.parts, self.step, self.board, self.options)
-        self.clock, self.stop_signal = Clock(), 0
+        self.clock, self.stop_signal, self.paused = Clock(), 0, False
 
     def _build_data(self) -> None:
         self.charset = resolve_charset(self.config)
@@ -118,6 +124,7 @@ class Trainer:
             "world_size": self.world.size, "logger": logger,
         }  # fmt: skip
         self.loader = build_loader(self.config, "Train", **common)
+        check_fonts(self.options["needs"], self.loader.dataset)
         logger.info("train dataloader has %d iters", len(self.loader))
         self.eval_loader = build_loader(self.config, "Eval", **common) if self.config.get("Eval") else None
         if self.eval_loader is None:
@@ -137,7 +144,7 @@ class Trainer:
             bar = show_bar(self.options["progress_bar"], self.world.is_main)
             self.evaluator = Evaluator(
                 self.eval_loader, self.post_process, self.config["Metric"], self.world,
-                amp=self.options["use_amp"], bar=bar,
+                amp=self.amp, bar=bar,
             )  # fmt: skip
         self.train_metric = build_metric(self.config["Metric"]) if self.options["cal_metric_during_train"] else None
         summary.log_model(self.model, self.charset, classes)
@@ -158,7 +165,7 @@ class Trainer:
         )  # fmt: skip
         self.parts.progress.best = {self._main: 0}
         self.step = TrainStep(
-            self.model, self.loss, optimizer, schedule, self.world, amp=options["use_amp"],
+            self.model, self.loss, optimizer, schedule, self.world, amp=self.amp,
             grad_clip=float(options["grad_clip_val"]), ema=ema, compile=options["compile"],
         )  # fmt: skip
 
@@ -256,12 +263,16 @@ class Trainer:
             progress.next_epoch()
         while True:
             self._epoch()
-            if progress.epoch >= self._epochs or self._enough():
+            if progress.epoch >= self._epochs or self._enough() or self.paused:
                 break
             progress.next_epoch()
         if progress.best.get("best_epoch"):
             logger.info("best metric, %s", metric_text(progress.best))
-        self.jsonl.write("end", step=progress.step, epoch=progress.epoch, best=progress.best)
+        if self.paused:
+            logger.info("stopped after %g minutes; the same command continues here.", self.options["max_minutes"])
+        self.jsonl.write(
+            "pause" if self.paused else "end", step=progress.step, epoch=progress.epoch, best=progress.best
+        )
 
     def _epoch(self) -> None:
         progress, size = self.parts.progress, int(self.options["accumulation_steps"])
@@ -283,7 +294,7 @@ class Trainer:
                 self.clock.data_ready()
                 self._step(group, bar)
                 self.clock.pause()
-                if self._enough():
+                if self._enough() or self.paused:
                     break
                 group = list(itertools.islice(batches, size))
         del batches
@@ -383,7 +394,8 @@ class Trainer:
         skipped = gather(progress.skipped, self.world)
         if self.world.is_main:
             summary.log_skipped(progress.epoch, skipped, self.output)
-        if due(self.options["eval_epoch_step"], progress.epoch) or self._enough():
+        whole = complete or not self.paused  # a run that pauses is not evaluated inside an epoch
+        if (whole and due(self.options["eval_epoch_step"], progress.epoch)) or self._enough():
             self._evaluate()
         progress.epoch_done = complete
         start, every = self.options["save_epoch_step"]
@@ -393,8 +405,9 @@ class Trainer:
         self._save(*names)
 
     def _stop_when_asked(self) -> None:
-        """After SIGTERM or Ctrl-C (in any process): save and leave."""
-        number = max(row[0] for row in gather_numbers([self.stop_signal], self.world))
+        """After SIGTERM or Ctrl-C (in any process): save and leave. After ``max_minutes``: note it."""
+        rows = gather_numbers([self.stop_signal, int(self.time.over())], self.world)
+        number, self.paused = max(row[0] for row in rows), any(row[1] for row in rows)
         if number:
             self._save("latest.pth")
             logger.info("stopped by signal %d; the same command continues here.", number)

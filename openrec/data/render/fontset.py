@@ -45,6 +45,7 @@ class FontSet:
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f'font_split: expected "train", "test" or nothing, got {split!r}.')
+        self.language = language
         self.faces = _held_part(_find(wanted, language, fonts), split)
         self.drawn = frozenset[str]().union(*(face.characters for face in self.faces))
         self.missing = sorted(c for c in wanted if c not in self.drawn and not c.isspace())
@@ -64,6 +65,10 @@ class FontSet:
         if self.missing:
             lines.append(f"{len(self.missing)} characters of the charset are in no font: {_shown(self.missing)}")
         return lines
+
+    def packages(self) -> str:
+        """Debian packages with fonts for the language, for messages."""
+        return PACKAGES[self.language]
 
     def pick(self, rng: np.random.Generator, text: str) -> Face:
         """A family first, then a face of it, that covers ``text``; else large families would dominate.
