@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from openrec.compare.flops import count_flops
-from openrec.compare.scores import build
+from openrec.compare.scores import build, uses_bf16
 from openrec.data import build_loader
 from openrec.engine.distributed import start_world
 from openrec.engine.latency import measure
@@ -68,7 +68,7 @@ def _training_speed(model: nn.Module, config: Mapping[str, Any], tensors: list[A
             module.begin_epoch(1)  # type: ignore[operator]
     for _ in range(MEASURED_STEPS + 2):
         start = _now(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bool(options["use_amp"])):
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config, device)):
             losses = loss(model(tensors[0], data=tensors[1:]), tensors)
         losses["loss"].backward()
         optimizer.step()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from openrec.checkpoint import read_checkpoint
@@ -19,6 +20,14 @@ from openrec.engine.logger import start_logging, stop_logging
 from openrec.errors import ConfigError
 from openrec.modeling import build_model
 from openrec.postprocess import build_post_process
+
+
+def uses_bf16(config: Mapping[str, Any], device: torch.device) -> bool:
+    """What ``Global.use_amp`` means on this device."""
+    wanted = config["Global"]["use_amp"]
+    if wanted == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return bool(wanted)
 
 
 def build(config: Mapping[str, Any], weights: Path | None = None) -> tuple[nn.Module, Any, Any]:
@@ -93,7 +102,7 @@ def _score(config: Mapping[str, Any], section: Any, weights: Path) -> dict[str, 
         world = start_world(config["Global"]["device"], join=False)
         model, post_process, charset = build(config, weights)
         loader = build_loader({**config, "Eval": section}, "Eval", charset=charset, seed=int(config["Global"]["seed"]))
-        evaluator = Evaluator(loader, post_process, config["Metric"], world, amp=config["Global"]["use_amp"])
+        evaluator = Evaluator(loader, post_process, config["Metric"], world, amp=uses_bf16(config, world.device))
         numbers = evaluator.evaluate(model.to(world.device))
         loader.close()
     finally:

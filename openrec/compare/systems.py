@@ -16,7 +16,7 @@ from openrec.compare.measures import measure_reading, measure_training
 from openrec.compare.scores import scores
 from openrec.config import load_config, resolve_charset
 from openrec.data import build_loader
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, OpenRecError
 
 logger = logging.getLogger("openrec")
 
@@ -107,6 +107,8 @@ def _run(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
     config["Global"]["eval_epoch_step"] = [0, max(1, _epochs(config, steps) // 10)]
     trainer = BudgetTrainer(config)
     trainer.train()
+    if trainer.parts.progress.step < steps:  # Global.max_minutes
+        raise OpenRecError(f"stopped at step {trainer.parts.progress.step} of {steps}; the same command goes on there.")
     weights = folder / "run" / "latest.pth"
     found = {**scores(config, weights, conditions.real), **measure_reading(config, weights)}
     device = trainer.world.device.type

@@ -308,8 +308,8 @@ def _rectangles(picture: np.ndarray, layer: np.ndarray, read: Any, scores: np.nd
             (x, y, w, h), known = layer[q], q in read
             strength = 1.0 if known else (float(scores[q]) if scores is not None else 0.3)
             axis.add_patch(Rectangle(((x - w / 2) * width, (y - h / 2) * height), w * width, h * height, fill=False,
-                                     edgecolor=f"C{int(q) % 10}", alpha=max(0.15, min(1.0, strength)),
-                                     linewidth=1.4 if known else 0.6))  # fmt: skip
+                                     edgecolor=f"C{int(q) % 10}", alpha=max(0.3, min(1.0, strength)),
+                                     linewidth=1.6 if known else 0.8))  # fmt: skip
             if known and named:
                 axis.text(x * width, (y - h / 2) * height, f"{read[q][0]} {read[q][1]:.2f}", fontsize=6, ha="center")
 
