@@ -1,9 +1,31 @@
-"""Does a loss that wants boxes of the characters get them?"""
+"""Does a head that detects characters get what it needs: boxes of the characters, or weights that know them?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from openrec import registry
+
+REPAIR = (
+    "Use SyntheticWords, which knows where it writes; or learn from texts alone: Loss.mode: ctc with a detector as "
+    "Global.pretrained_model and {CharDetLabelEncode: {boxes: none}}."
+)
+
+
+def detector_problems(config: Mapping[str, Any], mode: str) -> list[str]:
+    """Problems of the parts that belong to ``DINODecoder``; of its training data where ``mode`` is ``train``."""
+    decoder, post = config["Architecture"]["Decoder"]["name"], config["PostProcess"]["name"]
+    loss = config.get("Loss") or {}
+    pairs = [("PostProcess", post, "DINOLabelDecode")]
+    pairs += [("Loss", loss.get("name"), "DINOLoss")] if mode == "train" else []
+    detects = decoder == "DINODecoder"
+    problems = [
+        f"{section}.name: {name} does not go with {decoder}; {own} and DINODecoder belong together."
+        for section, name, own in pairs
+        if (name == own) != detects
+    ]
+    return problems or (box_problems(config, loss) if detects and mode == "train" else [])
 
 
 def box_problems(config: Mapping[str, Any], loss: Mapping[str, Any]) -> list[str]:
@@ -17,11 +39,26 @@ def box_problems(config: Mapping[str, Any], loss: Mapping[str, Any]) -> list[str
             "Loss.mode: ctc tunes a detector that finds characters already. Set Global.pretrained_model to one (of "
             "configs/rec/dino/dino_det.yml), or Loss.allow_scratch: True."
         ]
-    boxes = []
-    for op in config["Train"]["dataset"]["transforms"]:
-        ((name, arguments),) = op.items() if isinstance(op, Mapping) else ((op, None),)
-        boxes += [(arguments or {}).get("boxes", "required")] if name == "CharDetLabelEncode" else []
-    if boxes and boxes[0] != "none":
+    dataset, wanted = config["Train"]["dataset"], _boxes(config["Train"]["dataset"]["transforms"])
+    if wanted in (None, "none"):
+        found = "CharDetLabelEncode has boxes: none" if wanted else "no CharDetLabelEncode makes any"
+        return [f"Loss.mode: {mode} needs boxes of the characters, but in Train {found}. Use {{CharDetLabelEncode: }}."]
+    if wanted == "uniform":
         return []
-    found = "CharDetLabelEncode has boxes: none" if boxes else "no CharDetLabelEncode makes any"
-    return [f"Loss.mode: {mode} needs boxes of the characters, but in Train {found}. Use {{CharDetLabelEncode: }}."]
+    if not getattr(registry.resolve("dataset", dataset["name"]), "gives_boxes", False):
+        return [f"Loss.mode: {mode} needs boxes of the characters, which {dataset['name']} does not have. {REPAIR}"]
+    if dataset.get("real") and (mode == "det" or wanted == "required"):
+        return [
+            "Train.dataset.real: nobody knows where the characters of photographed words are. Learn from their texts "
+            "with Loss.mode: joint and {CharDetLabelEncode: {boxes: optional}}, or leave real out."
+        ]
+    return []
+
+
+def _boxes(transforms: Any) -> str | None:
+    """``boxes`` of the config's ``CharDetLabelEncode``; None without one."""
+    for op in transforms:
+        ((name, arguments),) = op.items() if isinstance(op, Mapping) else ((op, None),)
+        if name == "CharDetLabelEncode":
+            return str((arguments or {}).get("boxes", "required"))
+    return None

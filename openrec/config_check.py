@@ -17,7 +17,7 @@ from typing import Any
 
 from openrec import config_schema as schema
 from openrec import registry
-from openrec.config_boxes import box_problems
+from openrec.config_boxes import detector_problems
 from openrec.config_charset import resolve_charset
 from openrec.config_image import image_problems
 from openrec.errors import ConfigError
@@ -352,7 +352,7 @@ def _fit(config: Mapping[str, Any], mode: str) -> list[str]:
         )
     if mode == "train":
         problems += _fit_training(config, decoder, loss, is_gtc, both)
-    return problems + image_problems(config, mode)
+    return problems + detector_problems(config, mode) + image_problems(config, mode)
 
 
 def _fit_training(config: Mapping[str, Any], decoder: Any, loss: Any, is_gtc: bool, both: bool) -> list[str]:
@@ -374,8 +374,6 @@ def _fit_training(config: Mapping[str, Any], decoder: Any, loss: Any, is_gtc: bo
             "Architecture.Decoder.svtr_encoder.use_guide: True detaches the encoder's features, and no other "
             "branch trains it: the encoder keeps its weights. Set use_guide: False to train all of the model.",
         )
-    if loss["name"] == "DINOLoss":
-        problems += box_problems(config, loss)
     return problems + _fit_sub_strings(config, decoder)
 
 

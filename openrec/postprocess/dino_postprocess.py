@@ -19,6 +19,7 @@ class DINOLabelDecode(LabelDecoder):
     """``[B, Q, n + 4]`` of ``DINODecoder`` -> texts; positions are numbers of queries.
 
     Args:
+        score_threshold: least probability of a character that 'nms' reads.
         read: 'nms': queries above ``score_threshold``, of overlapping ones the best; 'ctc': of every query the best of
             the classes and the blank, for a decoder tuned with CTC. Equal neighbours are two characters in either.
         nms_iou: boxes of a higher intersection over union overlap.

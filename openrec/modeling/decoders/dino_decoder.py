@@ -8,7 +8,7 @@ and contrastive denoising are DINO's; its public forms are IDEA-Research/DINO an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +28,9 @@ from openrec.modeling.decoders.detr_coords import (
     get_sine_pos_embed,
 )
 from openrec.modeling.decoders.dino_denoising import Noisy, denoising_mask, noisy_queries
-from openrec.modeling.decoders.true2d_decoder import pixel_centres
+from openrec.modeling.decoders.true2d_decoder import exact, pixel_centres
 from openrec.modeling.layers import Linear, flatten_map, guard
-from openrec.modeling.record import record, recording
+from openrec.modeling.record import record
 
 ENCODER_ORDER = ("self_attn", "norm", "ffn", "norm")
 DECODER_ORDER = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
@@ -50,7 +50,13 @@ class BoxHead(nn.Sequential):
     """Three layers to the four numbers by which a box moves, zero at the start."""
 
     def __init__(self, dim: int):
-        super().__init__(Linear(dim, dim), nn.ReLU(), Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+        super().__init__(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In float32 also under autocast: 8 bits of mantissa would move a box by a pixel."""
+        for layer in self:
+            x = exact(layer, x) if isinstance(layer, nn.Linear) else layer(x)
+        return x
 
     def start_still(self) -> None:
         for parameter in self[-1].parameters():
@@ -66,8 +72,10 @@ class DINODecoder(nn.Module):
 
     Args:
         out_channels: n, the characters; there is no class for "nothing", every class has its own yes or no.
+        hidden_dim: D, width of all tokens. n_heads: of attention. n_points: that a head reads on every level.
         num_queries: Q, most characters that can be found.
         num_levels: maps that are looked at: the encoder's, and halved ones.
+        dec_layers: of the decoder. ffn_dim: inner width of the feed-forward parts.
         enc_layers: deformable encoder layers before the proposals; 0: the encoder's map as it is.
         two_stage: queries start at the cells that look most like a character; else at learned boxes.
         mixed_query: only the boxes come from those cells, contents are learned.
@@ -84,6 +92,7 @@ class DINODecoder(nn.Module):
     """
 
     needs = "2d"
+    ignored_keys = ("read",)  # how to read is PostProcess.read
 
     def __init__(
         self,
@@ -172,7 +181,6 @@ class DINODecoder(nn.Module):
         noisy = self._noisy(data) if self.training else None
         logits, boxes = self.detect(start, memory, shapes, noisy)
         if not self.training:
-            record(self, "box", boxes[-1])
             return torch.cat((logits[-1].sigmoid().to(boxes.dtype), boxes[-1]), -1)
         return self._outputs(start, logits, boxes, noisy)
 
@@ -229,7 +237,7 @@ class DINODecoder(nn.Module):
         usable = anchors.isfinite().all(-1)  # [B, S]; the same for all images
         self._check_cells(memory, shapes)
         tokens = self.proposal(kept)
-        logits = self.proposal_class(tokens)
+        logits = exact(self.proposal_class, tokens)
         best = logits.detach().float().amax(-1).masked_fill(~usable, -1e9)
         chosen = best.sort(dim=1, descending=True, stable=True).indices[:, : self.num_queries]  # ties: first cell
         pick = chosen.unsqueeze(-1)
@@ -262,11 +270,11 @@ class DINODecoder(nn.Module):
             content = torch.cat((embedded.to(content.dtype), content), 1)
             reference = torch.cat((noisy.boxes.to(reference.dtype), reference), 1)
             mask = denoising_mask(count, noisy.groups, self.num_queries, memory.device)
+        reading = reference.shape[1] - self.num_queries  # number of the first query that reads
+        record(self, "box", reference[:, reading:])
         before, all_logits, all_boxes = reference, [], []
         width = memory.shape[-1] // 2
         for number, layer in enumerate(self.decoder_layers):
-            if recording(self):
-                record(self, "ref", reference)
             code = get_sine_pos_embed(reference, width, self.temperature).to(content.dtype)
             content = layer(
                 content,
@@ -278,15 +286,40 @@ class DINODecoder(nn.Module):
             )
             seen = self.norm(content)
             head = min(number, len(self.class_heads) - 1)
-            all_logits.append(self.class_heads[head](seen))
+            all_logits.append(exact(self.class_heads[head], seen))  # type: ignore[arg-type]
             delta = self.box_heads[head](seen)
             all_boxes.append(box_refine(delta, before))
+            record(self, "box", all_boxes[-1][:, reading:])
             if self.box_refine:
                 # The predicted box goes on: without gradient into attention, with it into the next prediction.
                 refined = box_refine(delta, reference)
                 reference = refined.detach()
                 before = refined if self.look_forward_twice else reference
+        record(self, "score", all_logits[-1][:, reading:].sigmoid().amax(-1))
         return torch.stack(all_logits), torch.stack(all_boxes)
+
+    # -- weights of another dictionary -----------------------------------------------------------------
+
+    def map_characters(
+        self, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str], prefix: str = ""
+    ) -> dict[str, Tensor]:
+        """``weights`` of a model for the characters ``theirs`` with the rows of shared characters where they belong.
+
+        Rows of characters that ``theirs`` lacks are those of this model; boxes and everything else stay.
+
+        Args:
+            prefix: of this decoder's names in ``weights``.
+        """
+        place = {character: number for number, character in enumerate(theirs)}
+        shared = [(i, place[c]) for i, c in enumerate(ours) if c in place]
+        to, source = torch.tensor(shared, dtype=torch.long).view(-1, 2).unbind(1)
+        mapped = dict(weights)
+        for name, own in self.state_dict().items():
+            if name.split(".")[0] in ("class_heads", "proposal_class", "label_embedding") and prefix + name in mapped:
+                rows = own.detach().cpu().clone()
+                rows[to] = mapped[prefix + name].to(rows.dtype)[source]
+                mapped[prefix + name] = rows
+        return mapped
 
 
 def _check_sizes(dim: int, heads: int, queries: int, longest: int, layers: int, levels: int) -> None:

@@ -1,0 +1,160 @@
+"""DINO's matching, losses and readings."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from openrec.charset import Charset
+from openrec.errors import ConfigError
+from openrec.losses import build_loss
+from openrec.losses.dino_loss import reading_steps, with_blank
+from openrec.losses.matching import assign
+from openrec.postprocess.dino_postprocess import DINOLabelDecode
+
+CHARSET = Charset(tuple("abcdehlo"))
+
+
+def make(text="hello", queries=9, sure=12.0, order=None):
+    """A perfect detector of one text: training predictions and batch. Other queries lie at the end and are silent."""
+    n, size = len(CHARSET), len(text)
+    ids = CHARSET.encode(text)
+    logits = torch.full((2, 1, queries, n), -sure)
+    boxes = torch.rand(2, 1, queries, 4, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.75
+    true = torch.full((1, queries, 4), 0.5)
+    for i, c in enumerate(ids):
+        true[0, i] = torch.tensor([(i + 0.5) / (size + 3), 0.5, 0.08, 0.6])
+        q = i if order is None else order[i]
+        logits[:, :, q, c], boxes[:, :, q] = sure, true[0, i]
+    label = torch.full((1, queries), -1)
+    label[0, :size] = torch.tensor(ids)
+    batch = [torch.zeros(1, 3, 4, 4), label, torch.tensor([size]), true, torch.tensor([True])]
+    return {"logits": logits.requires_grad_(), "boxes": boxes.requires_grad_()}, batch
+
+
+def evaluated(predictions):
+    return torch.cat((predictions["logits"][-1].sigmoid(), predictions["boxes"][-1]), -1).detach()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_assignment_is_the_best_of_all(seed):
+    rng = np.random.default_rng(seed)
+    cost = rng.normal(size=(40, 4, 6))
+    cost[::3] = cost[::3].round()  # ties
+    count = rng.integers(0, 5, 40)
+    found = assign(cost, count)
+    for c, n, own in zip(cost, count, found):
+        assert (own[n:] == -1).all() and len(set(own[:n])) == n
+        best = min((sum(c[i, q] for i, q in enumerate(p)) for p in itertools.permutations(range(6), int(n))), default=0)
+        assert c[range(n), own[:n]].sum() == pytest.approx(best, abs=1e-9)
+
+
+def test_assignment_by_hand_and_when_it_is_tight():
+    # the second row takes the first row's favourite, which costs less in all
+    assert assign(np.array([[[1.0, 2.0], [1.0, 9.0]]]), np.array([2])).tolist() == [[1, 0]]
+    square = np.random.default_rng(0).normal(size=(30, 12, 12))
+    assert all(sorted(row) == list(range(12)) for row in assign(square, np.full(30, 12)))
+    with pytest.raises(ConfigError, match="label of 3 characters, but 2 queries"):
+        assign(np.zeros((1, 3, 2)), np.array([3]))
+    assert assign(np.full((1, 2, 3), np.nan), np.array([2])).min() >= 0
+
+
+def test_matching_finds_shuffled_queries():
+    order = [4, 2, 7, 0, 5]
+    predictions, batch = make(order=order)
+    loss = build_loss({"name": "DINOLoss"})
+    found = loss.match(predictions["logits"], predictions["boxes"], batch[1][:, :5], batch[3][:, :5], batch[2])
+    assert found.tolist() == [[order]] * 2
+
+
+def test_a_perfect_prediction_costs_nothing():
+    predictions, batch = make()
+    parts = build_loss({"name": "DINOLoss"})(predictions, batch)
+    assert parts["class_loss"] < 1e-6 and parts["bbox_loss"] == 0 and parts["giou_loss"].abs() < 1e-5
+    assert parts["loss"] < 1e-4
+
+
+def test_losses_are_per_true_box_and_add_up_over_layers():
+    predictions, batch = make()
+    moved = predictions["boxes"].detach().clone()
+    moved[..., 0] += 0.01
+    parts = build_loss({"name": "DINOLoss"})({**predictions, "boxes": moved}, batch)
+    assert parts["bbox_loss"].item() == pytest.approx(0.01, rel=1e-3)
+    twice = {k: torch.cat((v, v), 1) for k, v in {**predictions, "boxes": moved}.items()}
+    doubled = build_loss({"name": "DINOLoss"})(twice, [torch.cat((t, t)) for t in batch])
+    torch.testing.assert_close(doubled["loss"], parts["loss"])
+    one = {k: v[:1] for k, v in {**predictions, "boxes": moved}.items()}
+    torch.testing.assert_close(build_loss({"name": "DINOLoss"})(one, batch)["loss"] * 2, parts["loss"])
+
+
+def test_a_batch_without_boxes_has_no_gradient_but_a_loss():
+    predictions, batch = make(sure=1.0)
+    batch[4] = torch.tensor([False])
+    parts = build_loss({"name": "DINOLoss"})(predictions, batch)
+    parts["loss"].backward()
+    assert parts["loss"] == 0 and not predictions["logits"].grad.any() and not predictions["boxes"].grad.any()
+
+
+def test_boxes_without_area_keep_the_loss_finite():
+    predictions, batch = make()
+    flat = (predictions["boxes"].detach() * torch.tensor([1.0, 1.0, 0.0, 0.0])).requires_grad_()
+    build_loss({"name": "DINOLoss"})({**predictions, "boxes": flat}, batch)["loss"].backward()
+    assert flat.grad.isfinite().all()
+
+
+def test_ctc_reads_repeated_letters_in_the_order_of_the_boxes():
+    predictions, batch = make("hello", order=[3, 1, 0, 2, 4], sure=16.0)
+    parts = build_loss({"name": "DINOLoss", "mode": "ctc"})(predictions, batch)
+    assert parts["loss"] < 0.05
+    parts["loss"].backward()
+    assert not predictions["boxes"].grad.any() and predictions["logits"].grad[-1].any()
+    assert not predictions["logits"].grad[0].any(), "the last layer only"
+    for read in ("ctc", "nms"):
+        post = DINOLabelDecode(charset=CHARSET, read=read)
+        ((text, score),) = post(evaluated(predictions))
+        assert text == "hello" and score > 0.99
+        (item,) = post.decode_detailed(evaluated(predictions))
+        assert item.positions == [3, 1, 0, 2, 4] and len(item.char_scores) == 5
+    swapped = evaluated(predictions)
+    swapped[0, [3, 4], -4] = swapped[0, [4, 3], -4]
+    assert post(swapped)[0][0] == "oellh" and post.labels(batch) == [("hello", 1.0)]
+
+
+def test_blank_takes_what_is_left_and_never_nothing():
+    p = with_blank(torch.tensor([[0.2, 0.3], [0.9, 0.9], [0.0, 0.0]]))
+    torch.testing.assert_close(p.sum(-1), torch.ones(3))
+    torch.testing.assert_close(p[:, 0], torch.tensor([0.5, 0.003, 1.0]))
+    assert reading_steps(torch.zeros(2, 5, 3), torch.rand(2, 5, 4)).shape == (2, 10, 4)
+
+
+def test_joint_takes_detection_where_there_are_boxes_and_ctc_elsewhere():
+    predictions, batch = make(sure=1.0)
+    two = {k: torch.cat((v, v), 1).detach().requires_grad_() for k, v in predictions.items()}
+    both = [torch.cat((t, t)) for t in batch]
+    both[4] = torch.tensor([True, False])
+    parts = build_loss({"name": "DINOLoss", "mode": "joint"})(two, both)
+    parts["loss"].backward()
+    alone = build_loss({"name": "DINOLoss", "mode": "ctc"})(predictions, batch)["loss"]
+    torch.testing.assert_close(parts["ctc_loss"], alone)
+    det = build_loss({"name": "DINOLoss"})(predictions, batch)["loss"]
+    torch.testing.assert_close(parts["loss"], det + 0.5 * alone)
+    assert two["boxes"].grad[:, 0].any() and not two["boxes"].grad[:, 1].any()
+
+
+def test_reading_keeps_the_best_of_overlapping_boxes_and_can_follow_a_slope():
+    predictions, _ = make("abc", queries=4, sure=3.0)
+    found = evaluated(predictions)
+    found[0, 3] = found[0, 1] * torch.tensor([0.9] * 8 + [1.01, 1, 1, 1])
+    found[0, 3, 3] = 0.99  # a better "d" over "b"
+    assert DINOLabelDecode(charset=CHARSET)(found)[0][0] == "adc"
+    steep = evaluated(predictions)[:, :3]
+    steep[0, :, 8:10] = torch.tensor([[0.1, 0.1], [0.2, 0.5], [0.3, 0.9]])
+    assert DINOLabelDecode(charset=CHARSET, sort="angle")(steep)[0][0] == "abc"
+
+
+def test_wrong_options():
+    with pytest.raises(ConfigError, match="expected one of det, ctc, joint"):
+        build_loss({"name": "DINOLoss", "mode": "boxes"})
+    with pytest.raises(ConfigError, match="read nms or ctc"):
+        DINOLabelDecode(charset=CHARSET, read="greedy")
