@@ -24,7 +24,7 @@ CONFIGS = sorted((ROOT / "configs" / "rec").glob("**/*_tiny.yml"))
 WORDS = 16
 # Optimizer steps in which a system knows its sixteen words; the others need at most STEPS.
 STEPS = 400
-STEPS_OF = {"dat": 800, "draw_attn": 800, "svtrv2_dat": 800, "svtrv2_true2d": 800}
+STEPS_OF = {"dat": 600, "dino": 800, "draw_attn": 800, "svtrv2_dat": 600}
 
 
 class Tiny:
