@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Text:
         char_x: centre of each character, share of the picture's width from its left edge (0 to 1); None where the
             decoder has no alignment of its own. CTC gives the column at which a character first shows; behind a
             transform that straightens the picture, in the straightened one.
+        char_boxes: (left, top, right, bottom) of each character, shares of the picture's width and height, of a
+            decoder that detects characters (DINO); else None.
         name: path of the file, or ``image 3``.
         size: ``(width, height)`` of the picture in pixels; None when it could not be opened.
         error: why it could not be read, else None.
@@ -59,6 +61,7 @@ class Text:
     size: tuple[int, int] | None = None
     error: str | None = None
     seconds: float = 0.0
+    char_boxes: list[list[float]] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -212,12 +215,23 @@ class Recognizer:
         images = stack(items)
         start = time.perf_counter()
         predictions = self.backend.run(images)
-        decoded = self.decode(predictions)  # brings the numbers to the CPU, so the clock sees the whole work
+        # brings the numbers to the CPU, so the clock sees the whole work
+        decoded, boxes = self._decode_with_boxes(predictions)
         seconds = (time.perf_counter() - start) / len(items)
         columns = self.frames(predictions, images.shape[-1])
         if items[0].image.ndim == 4:
-            decoded, columns = [joined(decoded)], None
-        return [(item.number, _text(text, item, columns, seconds)) for item, text in zip(items, decoded)]
+            decoded, columns, boxes = [joined(decoded)], None, None
+        texts = [_text(text, item, columns, seconds) for item, text in zip(items, decoded)]
+        if boxes is not None:
+            texts = [_placed(text, item, own) for text, item, own in zip(texts, items, boxes)]
+        return [(item.number, text) for item, text in zip(items, texts)]
+
+    def _decode_with_boxes(self, predictions: Any) -> tuple[list[Decoded], list[np.ndarray] | None]:
+        """Texts, and where the decoder finds characters their boxes (cx, cy, w, h) in parts of the input."""
+        if not hasattr(self.post_process, "with_boxes"):
+            return self.decode(predictions), None
+        found = self.post_process.with_boxes(predictions)
+        return [text for text, _ in found], [boxes for _, boxes in found]
 
 
 def _text(decoded: Decoded, item: Item, columns: int | None, seconds: float) -> Text:
@@ -227,6 +241,15 @@ def _text(decoded: Decoded, item: Item, columns: int | None, seconds: float) -> 
         where = [round(min(1.0, (p + 0.5) / columns / item.valid), 4) for p in decoded.positions]
     scores = [float(s) for s in decoded.char_scores]
     return Text(decoded.text, float(decoded.score), scores, where, item.name, item.size, None, seconds)
+
+
+def _placed(text: Text, item: Item, boxes: np.ndarray) -> Text:
+    """With boxes in parts of the picture: padding stands on the right of the input."""
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    corners = np.concatenate((centre - half, centre + half), 1) / np.array([item.valid, 1.0, item.valid, 1.0])
+    corners = corners.clip(0, 1)
+    middle = ((corners[:, 0] + corners[:, 2]) / 2).round(4)
+    return replace(text, char_x=middle.tolist(), char_boxes=corners.round(4).tolist())
 
 
 def load(

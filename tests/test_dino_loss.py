@@ -158,3 +158,26 @@ def test_wrong_options():
         build_loss({"name": "DINOLoss", "mode": "boxes"})
     with pytest.raises(ConfigError, match="read nms or ctc"):
         DINOLabelDecode(charset=CHARSET, read="greedy")
+
+
+def test_a_recognizer_tells_where_every_character_is(tmp_path):
+    import reading_case as case
+
+    from openrec.checkpoint import save_checkpoint
+    from openrec.config import load_config
+    from openrec.reading.loading import ModelCard
+    from openrec.recognizer import load
+
+    config = load_config(case.ROOT / "configs/rec/dino/dino_tiny.yml")
+    config["Global"]["device"], config["PostProcess"]["score_threshold"] = "cpu", 0.005
+    charset = Charset.load()
+    torch.manual_seed(0)
+    model = ModelCard.from_checkpoint({"config": config, "charset": charset.state()}, "here").build()
+    state = {"config": config, "charset": charset.state(), "state_dict": model.state_dict()}
+    save_checkpoint(state, tmp_path / "m.pth")
+    (text,) = load(tmp_path / "m.pth", device="cpu")(case.picture(1, 48, 32))  # half of the input is padding
+    boxes = np.array(text.char_boxes)
+    assert len(boxes) == len(text.text) == len(text.char_x) > 0
+    assert boxes.min() >= 0 and boxes.max() <= 1 and (boxes[:, 2:] >= boxes[:, :2]).all()
+    assert boxes[:, 2].max() > 0.9, "shares of the picture, not of the padded input"
+    assert text.as_dict()["char_boxes"] == text.char_boxes

@@ -102,7 +102,7 @@ class WordDataset(Dataset):
 
     def _check_boxes(self) -> bool:
         """Whether boxes go with the images: some op wants them and the data set has them."""
-        wanting = [op for op in self.ops if getattr(op, "wants_boxes", False)]
+        wanting: list[Any] = [op for op in self.ops if getattr(op, "wants_boxes", False)]
         if wanting and not self.gives_boxes and self.training and any(op.needs_boxes for op in wanting):
             raise ConfigError(
                 f"{self.mode}.dataset: {type(self).__name__} does not know where the characters are, but "

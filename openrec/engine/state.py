@@ -269,12 +269,19 @@ def start_from(model: nn.Module, path: str, charset: Charset) -> None:
     """``Global.pretrained_model``: load what fits and log what became of the rest."""
     state = read_checkpoint(path)
     weights = (state.get("ema") or {}).get("state_dict") or state["state_dict"]
+    theirs = state.get("charset")
+    differ = bool(theirs) and list(theirs["characters"]) != list(charset.characters)
+    mapping = getattr(getattr(model, "decoder", None), "map_characters", None)
+    if differ and mapping is not None:
+        weights = mapping(weights, theirs["characters"], charset.characters, prefix="decoder.")
     report = load_weights(model, weights, f'pretrained_model "{path}"')
     logger.info("finetune from checkpoint %s", path)
     for line in report.lines():
         logger.info("%s", line)
-    theirs = state.get("charset")
-    if theirs and list(theirs["characters"]) != list(charset.characters):
+    if differ and mapping is not None:
+        shared = len(set(theirs["characters"]) & set(charset.characters))
+        logger.info("another dictionary: %d of %d characters keep what %s knew", shared, len(charset), path)
+    elif differ:
         logger.warning(
             "%s was trained with another dictionary (%d characters, here %d): where the shapes agree its head was "
             "loaded all the same and has to learn the new meaning of its classes.",

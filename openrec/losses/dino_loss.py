@@ -86,7 +86,8 @@ class DINOLoss(nn.Module):
         logits, boxes = _full(predictions["logits"]), _full(predictions["boxes"])
         known = has_box.bool() if self.mode != "ctc" else torch.zeros_like(has_box, dtype=torch.bool)
         # Whoever takes part in the forward pass takes part here, if with no gradient: processes must agree on it.
-        loss, parts = 0.0 * (logits.sum() + boxes.sum()), {}
+        loss = 0.0 * (logits.sum() + boxes.sum())
+        parts: dict[str, Tensor] = {}
         for extra in ("proposals", "denoising"):
             if extra in predictions:
                 loss = loss + 0.0 * (

@@ -54,7 +54,7 @@ class ResultFile:
     def write(self, text: Any) -> None:
         """Add one ``Text``."""
         if self.format == "jsonl":
-            row = {k: v for k, v in text.as_dict().items() if k != "seconds"}
+            row = {k: v for k, v in text.as_dict().items() if k != "seconds" and (k != "char_boxes" or v is not None)}
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         elif self.format == "csv":
             width, height = text.size or ("", "")
