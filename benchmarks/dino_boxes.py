@@ -6,7 +6,7 @@ Trains a DINO config (``dino_tiny.yml``) through ``openrec.engine.trainer.Traine
 continues after a stop, and stops by itself when this start has used ``--minutes`` or the run its ``--steps``. Then
 word accuracy, and the mean intersection over union of true character boxes with those found, are measured on held-out
 words: over all words, each true character against the best box of the same character (0 where there is none), and over
-correctly read words in reading order. The JSON under ``benchmarks/results/`` holds numbers, command and machine.
+correctly read words in reading order. JSON and Markdown under ``benchmarks/results/`` hold numbers, command and machine.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ def reached(options: argparse.Namespace) -> int:
     file = options.work / "latest.pth"
     if not file.exists():
         return 0
-    state = read_checkpoint(file)
-    return int((state.get("progress") or {}).get("step", 0))
+    return int(read_checkpoint(file)["global_step"])
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -118,6 +117,22 @@ def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def page(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """The numbers in Markdown."""
+    boxes = result["mean_iou"]
+    return [
+        f"Measured {result['date']}, torch {result['torch']}, {result['machine']}, {options.device}.", "",
+        f"    {result['command']}", "",
+        f"`{options.config.stem}` after {result['steps']} of {options.steps} optimizer steps on rendered words, on "
+        f"{result['words']} rendered words that training never draws.", "",
+        "| words read correctly | mean IoU, every true character | mean IoU, characters of correctly read words |",
+        "|---|---|---|",
+        f"| {100 * result['accuracy']:.1f} % | {boxes['all_characters']:.3f} | {boxes['of_correct_words']:.3f} |", "",
+        "Every true character counts with its overlap with the best box of the same character that was read, 0 where "
+        "there is none.",
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and logs")
@@ -143,7 +158,8 @@ def main() -> None:
         "steps": steps, "minutes_of_last_start": round(minutes, 1), **measure(options, options.work / "latest.pth"),
     }  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text("\n".join(page(result, options)) + "\n")
     print(json.dumps(result, indent=1))
 
 
