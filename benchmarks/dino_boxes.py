@@ -6,7 +6,7 @@ Trains a DINO config (``dino_tiny.yml``) through ``openrec.engine.trainer.Traine
 continues after a stop, and stops by itself when this start has used ``--minutes`` or the run its ``--steps``. Then
 word accuracy, and the mean intersection over union of true character boxes with those found, are measured on held-out
 words: over all words, each true character against the best box of the same character (0 where there is none), and over
-correctly read words in reading order. JSON and Markdown under ``benchmarks/results/`` hold numbers, command and machine.
+correctly read words in reading order. Numbers, command and machine go to JSON and Markdown (``benchmarks/results/``).
 """
 
 from __future__ import annotations

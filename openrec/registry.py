@@ -97,6 +97,7 @@ TABLE: dict[str, dict[str, str]] = {
         "CELabelEncode": _LABEL + "CELabelEncode",
         "CTCLabelEncode": _LABEL + "CTCLabelEncode",
         "CharDetLabelEncode": "openrec.preprocess.char_det_label_encode:CharDetLabelEncode",
+        "CharErasing": "openrec.preprocess.char_erasing:CharErasing",
         "DecodeImage": "openrec.preprocess.decode:DecodeImage",
         "DecodeImagePIL": "openrec.preprocess.decode:DecodeImagePIL",
         "EPLabelEncode": _LABEL + "EPLabelEncode",

@@ -10,6 +10,7 @@ from openrec.errors import ConfigError, SampleError
 from openrec.modeling.decoders import build_decoder
 from openrec.modeling.decoders.detr_coords import gen_encoder_output_proposals
 from openrec.preprocess.char_det_label_encode import CharDetLabelEncode
+from openrec.preprocess.char_erasing import CharErasing
 from openrec.preprocess.resize import RecTVResize
 
 SMALL = {
@@ -218,3 +219,20 @@ def test_weights_of_another_dictionary_keep_the_shared_characters():
         assert torch.equal(new[[0, 2]], old[[10, 0]]) and torch.equal(new[1], own[1]) and new.shape == own.shape
     target.load_state_dict(mapped)
     assert torch.equal(target.box_heads[0][0].weight, source.box_heads[0][0].weight)
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_erasing_hides_strips_and_spots_and_leaves_boxes_where_they_are(floating):
+    rng, op = np.random.default_rng(0), CharErasing(strips=5, spots=0, p=1.0)
+    image = np.full((3, 32, 96), 9, np.float32) if floating else np.full((32, 96, 3), 255, np.uint8)
+    erased = op({"image": image, "rng": rng, "training": True})["image"]
+    changed = (erased != image).any(0) if floating else (erased != image).any(-1)
+    assert erased.shape == image.shape and (image == image.flat[0]).all()
+    assert (changed.all(0) == changed.any(0)).all() and 0.02 <= changed.mean() <= 5 * 0.06
+    spots = CharErasing(strips=0, spots=4, p=1.0)({"image": image, "rng": rng, "training": True})["image"]
+    share = (spots != image).mean()
+    assert 0.005 < share < 0.1
+    assert CharErasing(p=1.0)({"image": image, "rng": rng, "training": False})["image"] is image
+    words([{"RecTVResize": {"image_shape": [32, 96]}}, "CharErasing", "CharDetLabelEncode"])[0]
+    with pytest.raises(ConfigError, match=r"CharErasing\.aspect: expected \[least, most\]"):
+        CharErasing(aspect=(3.0, 1.0))
