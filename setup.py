@@ -24,6 +24,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cpu", "cuda", "none")
@@ -207,6 +208,25 @@ class BuildNative(build_ext):
         return [path for path in super().get_outputs() if Path(path).is_file()]
 
 
+class BuildPackage(build_py):
+    """The package, with the smallest models of ``weights/``: ``openrec.load("tiny-en")`` works from a wheel."""
+
+    def _weights(self) -> dict[str, Path]:
+        if getattr(self, "editable_mode", False):
+            return {}  # openrec looks into weights/ beside it
+        target = Path(self.build_lib) / "openrec" / "weights"
+        return {str(target / file.name): file for file in sorted((ROOT / "weights").glob("tiny-*.safetensors"))}
+
+    def run(self) -> None:
+        super().run()
+        for target, file in self._weights().items():
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *self._weights()]
+
+
 def has_nvcc() -> bool:
     """On a machine without nvcc nobody waits for GPU kernels, and nothing need be said."""
     try:
@@ -238,6 +258,6 @@ def extensions() -> list[Extension]:
 native = extensions()
 setup(
     ext_modules=native,
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "build_py": BuildPackage},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if native else {},
 )

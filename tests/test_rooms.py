@@ -30,6 +30,7 @@ ROOMS = [
     ("export",),
     ("engine",),
     ("compare",),
+    ("shipping",),
 ]
 
 

@@ -97,9 +97,9 @@ def _charset_of(config: Mapping[str, Any], where: str) -> Charset:
 
 
 def weights_folders() -> list[Path]:
-    """Where names are looked up: ``$OPENREC_WEIGHTS``, ``./weights``, ``weights`` beside the package."""
+    """Where names are looked up: ``$OPENREC_WEIGHTS``, ``./weights``, ``weights`` beside the package, a wheel's own."""
     own = [Path(p).expanduser() for p in os.environ.get("OPENREC_WEIGHTS", "").split(os.pathsep) if p]
-    return list(dict.fromkeys([*own, Path("weights"), _ROOT / "weights"]))
+    return list(dict.fromkeys([*own, Path("weights"), _ROOT / "weights", _ROOT / "openrec" / "weights"]))
 
 
 def find_model(path_or_name: str | Path) -> Path:
