@@ -30,13 +30,15 @@ def main() -> None:
 
     from openrec.diagnose.page import pages
     from openrec.engine.evaluation import checkpoint_of
+    from openrec.reading.batches import Failed
     from openrec.recognizer import load
 
     model, images, config, device = model_and_images(a, checkpoint_of, images_needed=False)
     recognizer, written = load(model, config=config, device=device, branch=a.branch), 0
     for seen, path in pages(recognizer, a.output, images, config, a.count):
         written += path is not None
-        print(f"{seen.name}\t" + (f"{seen.decoded.text}\t{path}" if path else f"not read: {seen.reason}"))
+        told = f"not read: {seen.reason}" if isinstance(seen, Failed) else f"{seen.decoded.text}\t{path}"
+        print(f"{seen.name}\t{told}")
     if not written:
         raise DataError("not one picture could be read; the reasons stand above.")
 

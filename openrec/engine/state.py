@@ -269,7 +269,7 @@ def start_from(model: nn.Module, path: str, charset: Charset) -> None:
     """``Global.pretrained_model``: load what fits and log what became of the rest."""
     state = read_checkpoint(path)
     weights = (state.get("ema") or {}).get("state_dict") or state["state_dict"]
-    theirs = state.get("charset")
+    theirs: dict[str, Any] = state.get("charset") or {}
     differ = bool(theirs) and list(theirs["characters"]) != list(charset.characters)
     mapping = getattr(getattr(model, "decoder", None), "map_characters", None)
     if differ and mapping is not None:

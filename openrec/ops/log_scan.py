@@ -47,9 +47,7 @@ def log_scan(decay: Tensor, x: Tensor) -> Tensor:
     decay, x = (F.pad(t, spare).reshape(batch, chunks, CHUNK, -1) for t in (decay, x))
     decay, x = _steps(decay, x, 2, CHUNK)  # since the start of the chunk
     most = _longest if torch.compiler.is_compiling() or torch.jit.is_tracing() else length
-    _, ends = _steps(
-        decay[:, :, -1], x[:, :, -1], 1, (most + CHUNK - 1) // CHUNK
-    )
+    _, ends = _steps(decay[:, :, -1], x[:, :, -1], 1, (most + CHUNK - 1) // CHUNK)
     carry = F.pad(ends, (0, 0, 1, 0))[:, :chunks]
     h = x + decay * carry.unsqueeze(2)
     return h.flatten(1, 2)[:, :length].reshape(shape)

@@ -239,8 +239,7 @@ class DINODecoder(nn.Module):
         tokens = self.proposal(kept)
         logits = exact(self.proposal_class, tokens)
         best = logits.detach().float().amax(-1).masked_fill(~usable, -1e9)
-        chosen = best.sort(dim=1, descending=True, stable=True).indices[:, : self.num_queries]  # ties: first cell
-        pick = chosen.unsqueeze(-1)
+        pick = _first_best(best, self.num_queries).unsqueeze(-1)
         tokens = tokens.gather(1, pick.expand(-1, -1, tokens.shape[-1]))
         logits = logits.gather(1, pick.expand(-1, -1, self.classes))
         anchor = anchors.masked_fill(~usable.unsqueeze(-1), 0.0).gather(1, pick.expand(-1, -1, 4))
@@ -320,6 +319,13 @@ class DINODecoder(nn.Module):
                 rows[to] = mapped[prefix + name].to(rows.dtype)[source]
                 mapped[prefix + name] = rows
         return mapped
+
+
+def _first_best(scores: Tensor, count: int) -> Tensor:
+    """Places of the ``count`` highest of ``scores [B, S]``, highest first; of equal ones the first comes first."""
+    if torch.compiler.is_compiling():  # ONNX has no stable sort, and a TopK that takes the first of equal ones
+        return scores.topk(count, 1).indices
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
 def _check_sizes(dim: int, heads: int, queries: int, longest: int, layers: int, levels: int) -> None:
