@@ -242,9 +242,10 @@ def test_tool_listens_and_ends(place):
             connection.request("GET", "/api/models")
             assert json.load(connection.getresponse())["models"][0]["name"] == "one"
             connection.close()
-        finally:
             process.send_signal(2)
-        assert process.wait(30) == 0
+            assert process.wait(30) == 0
+        finally:
+            process.kill()  # whatever happened: leaving the block waits for its end
 
 
 # ---- in a browser -----------------------------------------------------------------------------------

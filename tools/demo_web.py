@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -40,6 +41,8 @@ def main() -> None:
     print(f"The page is at {server.url} - Ctrl-C ends it.", flush=True)
     if not server.local_only:
         print(f"Careful: {a.host} can be reached from other machines, and there is no password.", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs are started with Ctrl-C switched off
+        signal.signal(number, signal.default_int_handler)
     with server:
         try:
             server.serve_forever()
