@@ -97,7 +97,9 @@ GLOBAL: dict[str, Key] = {
     "max_text_length": Key("int", 25, "labels with more characters are not used in training"),
     "use_space_char": Key("bool", False, "append the space to the dictionary, for encoders and decoders alike"),
     "use_amp": Key(
-        "bool or auto", False, "bf16 autocast in training and evaluation; auto: where the GPU computes bf16"
+        "bool or auto",
+        False,
+        "bf16 autocast in training and evaluation; auto: where the GPU or CPU computes bf16 itself",
     ),
     "grad_clip_val": Key("float", 0, "largest L2 norm of the gradient; 0 is off"),
     "accumulation_steps": Key("int", 1, "batches per optimizer step"),

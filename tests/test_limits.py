@@ -59,6 +59,9 @@ def test_an_unknown_need_is_refused(tmp_path):
         limits.check_machine({"memory": 3}, tmp_path)
 
 
-def test_automatic_precision_is_float32_on_a_cpu():
+@pytest.mark.parametrize(("bf16", "amx"), [(True, False), (False, True), (False, False)])
+def test_automatic_precision_of_a_cpu(monkeypatch, bf16, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     cpu = torch.device("cpu")
-    assert [limits.use_bf16(wanted, cpu) for wanted in (True, False, "auto")] == [True, False, False]
+    assert [limits.use_bf16(wanted, cpu) for wanted in (True, False, "auto")] == [True, False, bf16 or amx]

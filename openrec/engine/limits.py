@@ -30,10 +30,14 @@ class TimeLimit:
 
 
 def use_bf16(wanted: bool | str, device: torch.device) -> bool:
-    """``Global.use_amp``; ``auto``: where the GPU computes bf16 itself. CPUs that emulate it would become slower."""
+    """``Global.use_amp``; ``auto``: where the device computes bf16 itself. Emulating it would be slower than float32."""
     if wanted != "auto":
         return bool(wanted)
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for a CPU in all versions that the project supports.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def check_machine(needs: Mapping[str, Any] | None, directory: Path) -> None:
