@@ -65,6 +65,7 @@ class SyntheticWords(WordDataset):
         height: range of rendered heights, px.
         strength: 0..1, scales distortion and decay.
         random_share: part of texts that are random strings.
+        without: parts of the renderer to leave out, see ``openrec.data.render.switches``.
         rotation, curvature: [least, most] degrees by which every word is turned, and of the arc along which it bends,
             either way; null: few words, and slightly.
         real: directories of LMDBs with photographed words, for training; ``real_share``: part of the samples that
@@ -102,6 +103,7 @@ class SyntheticWords(WordDataset):
         *,
         rotation: Sequence[float] | None = None,
         curvature: Sequence[float] | None = None,
+        without: str | Sequence[str] | None = None,
         min_ratio: int = 1,
         max_ratio: int = 10,
         mode: str = "Train",
@@ -130,6 +132,7 @@ class SyntheticWords(WordDataset):
             random_share=random_share,
             rotation=rotation,
             curvature=curvature,
+            without=without,
         )
         self.real: LmdbWords | None = None
         self.real_share = real_share

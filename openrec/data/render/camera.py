@@ -18,7 +18,9 @@ def _grain() -> np.ndarray:
     return np.random.default_rng(20262).standard_normal((256, 640, 3)).astype(np.float32)
 
 
-def shoot(rng: np.random.Generator, picture: np.ndarray, stroke: float, mild: float) -> np.ndarray:
+def shoot(
+    rng: np.random.Generator, picture: np.ndarray, stroke: float, mild: float, without: frozenset[str] = frozenset()
+) -> np.ndarray:
     """Photograph ``picture``.
 
     Args:
@@ -26,20 +28,21 @@ def shoot(rng: np.random.Generator, picture: np.ndarray, stroke: float, mild: fl
             also softens the ink, so that what is left of it can be judged.
         stroke: stroke width in px; blur is measured in strokes.
         mild: 1 for ordinary strength, 0 for none.
+        without: see ``openrec.data.render.switches``.
 
     Returns:
         float32 ``[H, W, 4]``.
     """
     h, w = picture.shape[:2]
     light, blur, motion, small, noise, tone = rng.random(6)
-    if light < 0.35:
+    if light < 0.35 and "light" not in without:
         picture[..., :3] *= _light(rng, h, w, 0.35 * mild)[..., None]
     sigma = stroke * mild * (0.10 + 0.50 * rng.random() ** 1.5) if blur < 0.85 else 0.0
-    if sigma > 0.25:
+    if sigma > 0.25 and "blur" not in without:
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
-    if motion < 0.10 * mild:
+    if motion < 0.10 * mild and "blur" not in without:
         picture = _motion(rng, picture, stroke * (0.6 + 0.8 * rng.random()))
-    if small < 0.35 * mild:
+    if small < 0.35 * mild and "low_resolution" not in without:
         # No stroke may become thinner than about 0.9 px.
         factor = max(rng.uniform(0.35, 0.9), min(1.0, 0.9 / stroke), min(1.0, 12 / h))
         if factor < 0.95:
@@ -47,7 +50,7 @@ def shoot(rng: np.random.Generator, picture: np.ndarray, stroke: float, mild: fl
                 picture, (max(4, round(w * factor)), max(4, round(h * factor))), interpolation=cv2.INTER_AREA
             )
             picture = cv2.resize(few, (w, h), interpolation=(cv2.INTER_LINEAR, cv2.INTER_CUBIC)[int(rng.integers(2))])
-    if noise < 0.6:
+    if noise < 0.6 and "noise" not in without:
         grain, gh, gw = _grain(), 256, 640
         strength = np.float32(7 * mild * rng.random() ** 2)
         if h <= gh and w <= gw:

@@ -31,6 +31,7 @@ class FontSet:
         language: names the script that a face must draw to be used at all.
         fonts: see ``find_faces``; None for the system's fonts.
         split: ``train`` or ``test`` part of the families, by hash of the name; None: all.
+        by_family: choose a family first; False: all faces alike.
 
     Raises:
         ConfigError: no face is left; the message names a package.
@@ -42,6 +43,7 @@ class FontSet:
         language: str = "en",
         fonts: str | Path | Sequence[str | Path] | None = None,
         split: str | None = None,
+        by_family: bool = True,
     ) -> None:
         if split not in SPLITS:
             raise ConfigError(f'font_split: expected "train", "test" or nothing, got {split!r}.')
@@ -58,6 +60,7 @@ class FontSet:
         for face in self.faces:
             groups.setdefault(face.group, []).append(face)
         self.groups = list(groups.values())
+        self.by_family = by_family
 
     def summary(self) -> list[str]:
         """Lines for a startup log."""
@@ -77,7 +80,7 @@ class FontSet:
             SampleError: no face has all characters of ``text``.
         """
         for _ in range(12):
-            group = self.groups[int(rng.integers(len(self.groups)))]
+            group = self.groups[int(rng.integers(len(self.groups)))] if self.by_family else self.faces
             face = group[int(rng.integers(len(group)))]
             if face.covers(text):
                 return face

@@ -136,11 +136,12 @@ def draw_warp(
     half: tuple[float, float],
     strength: float,
     pose: Pose | None = None,
+    without: frozenset[str] = frozenset(),
 ) -> Warp:
     """A random warp for text of half-size ``half`` (px) around ``centre``.
 
     ``strength`` 0..1 scales every distortion; at 1 about one word in six is bent. ``pose`` replaces rotation and bend,
-    whatever the strength.
+    whatever the strength. ``without``: see ``openrec.data.render.switches``.
     """
     a, b = half
     kind, slant, turn, tilt_x, tilt_y, bend, phase = rng.random(7)
@@ -164,6 +165,10 @@ def draw_warp(
         angle = _either_way(rng, pose.rotation)
     g = (tilt_x - 0.5) * 0.5 * strength / max(a, 1.0)
     h = (tilt_y - 0.5) * 0.3 * strength / max(b, 1.0)
+    if "curves" in without:
+        radius, wave = 0.0, (0.0, 0.0, 0.0)
+    if "perspective" in without:
+        angle = shear = g = h = 0.0
     c, s = math.cos(angle), math.sin(angle)
     linear = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]]) @ np.array([[1, shear, 0], [0, 1, 0], [g, h, 1.0]])
     return Warp(centre, radius, wave, linear)

@@ -24,6 +24,7 @@ def place(
     line_share: float = 0.4,
     min_line: float = 9.0,
     pose: Pose | None = None,
+    without: frozenset[str] = frozenset(),
 ) -> tuple[Warp, int, int]:
     """A random warp that brings ``ink`` into a picture.
 
@@ -36,6 +37,7 @@ def place(
         line_share: least height of the straight line in that of the bent and turned one.
         min_line: least height of the line in the picture, px; the picture grows to make room for it.
         pose: rotation and bend on purpose; the line may then be as low as they make it.
+        without: see ``openrec.data.render.switches``.
 
     Returns:
         The warp, the picture's width and its height in px.
@@ -45,7 +47,7 @@ def place(
     half = (float(x1 - x0) / 2, float(y1 - y0) / 2)
     centre = (float(x0) + half[0], float(y0) + half[1])
     for calm in (1.0, 0.6, 0.3, 0.0):  # a long word that turns or bends leaves few pixels for its letters
-        warp = draw_warp(rng, centre, half, strength * calm, pose)
+        warp = draw_warp(rng, centre, half, strength * calm, pose, without)
         around = warp.boxes(ink.boxes)
         left, top = around[:, :2].min(0)
         right, bottom = around[:, 2:].max(0)

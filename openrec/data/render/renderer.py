@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from openrec.data.render import camera, paint
+from openrec.data.render import camera, paint, switches
 from openrec.data.render.fonts import Face
 from openrec.data.render.fontset import FontSet
 from openrec.data.render.geometry import Pose, Warp
@@ -77,6 +77,7 @@ class WordRenderer:
         strength: 0..1, scales distortion and decay of the picture.
         min_contrast: luma levels (0..255) by which letters stand out from their surroundings.
         random_share: part of texts that are random strings.
+        without: parts to leave out, see ``openrec.data.render.switches``.
         rotation: [least, most] degrees by which every word is turned, either way; None: few, and slightly.
         curvature: [least, most] degrees of the arc along which every word bends, either way; None: one word in six.
 
@@ -102,6 +103,7 @@ class WordRenderer:
         random_share: float = 0.08,
         rotation: Sequence[float] | None = None,
         curvature: Sequence[float] | None = None,
+        without: str | Sequence[str] | None = None,
     ) -> None:
         if language not in LANGUAGES:
             raise ConfigError(f"language: expected one of {', '.join(LANGUAGES)}; got {language!r}.")
@@ -110,11 +112,18 @@ class WordRenderer:
         if not 0 <= strength <= 1:
             raise ConfigError(f"strength: expected a number from 0 to 1, got {strength}.")
         wanted = drawable(characters, language)
-        self.fonts = FontSet(wanted, language, fonts, font_split)
+        self.without = switches.checked(without)
+        self.fonts = FontSet(wanted, language, fonts, font_split, "families" not in self.without)
         possible = [c for c in wanted if c in self.fonts.drawn or c == " "]
         lengths = {"min_length": min_length, "max_length": max_length}
         self.source = WordSource(
-            possible, language, words=words, split=word_split, random_share=random_share, **lengths
+            possible,
+            language,
+            words=words,
+            split=word_split,
+            random_share=random_share,
+            without=self.without,
+            **lengths,
         )
         self.cjk = language in ("ko", "zh")
         self.height, self.max_aspect = (int(height[0]), int(height[1])), float(max_aspect)
@@ -148,14 +157,14 @@ class WordRenderer:
             rng, ink, height, typical=None if self.cjk else 0.93 * math.sqrt(len(text)),
             aspect=aspect, max_aspect=self.max_aspect, strength=self.strength,
             line_share=0.6 if dense else 0.4, min_line=17 if dense else 9,
-            pose=self.pose,
+            pose=self.pose, without=self.without,
         )  # fmt: skip
         boxes = warp.boxes(ink.boxes)
         picture, contrast = self._photograph(rng, ink, warp, boxes, width, height)
         quality = int(35 + 60 * rng.random() ** 0.6)
         boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
         boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
-        jpeg = camera.encode(picture, quality)
+        jpeg = camera.encode(picture, 95 if "jpeg" in self.without else quality)
         return RenderedWord(jpeg, text, boxes.astype(np.float32), face.name, (width, height), contrast)
 
     def _written(
@@ -191,7 +200,7 @@ class WordRenderer:
         if not self.cjk and (thin or rng.random() < 0.08):
             ink.mask = cv2.dilate(ink.mask, np.ones((2, 2), np.uint8))
             ink.stroke += 1
-        if rng.random() < NEIGHBOUR_SHARE * self.strength:
+        if rng.random() < NEIGHBOUR_SHARE * self.strength and "neighbours" not in self.without:
             other = self.source.draw(rng)
             if face.covers(other):
                 gap = int(rng.uniform(0.05, 0.35) * size)
@@ -204,7 +213,8 @@ class WordRenderer:
         self, rng: np.random.Generator, ink: Ink, warp: Warp, boxes: np.ndarray, width: int, height: int
     ) -> tuple[np.ndarray, float]:
         """uint8 RGB picture and the contrast of its weakest letters."""
-        planes = [*paint.decorate(rng, ink.mask, ink.stroke, self.strength), ink.mask]
+        decorated = 0.0 if "decoration" in self.without else self.strength
+        planes = [*paint.decorate(rng, ink.mask, ink.stroke, decorated), ink.mask]
         shrink = math.sqrt(abs(np.linalg.det(warp.matrix[:2, :2])))
         seen = _seen(warp, planes, width, height, shrink)
         sharp = seen[..., -1].astype(np.float32)
@@ -229,12 +239,14 @@ class WordRenderer:
     ) -> np.ndarray:
         height, width = sharp.shape
         contrast = float(np.clip(rng.lognormal(math.log(105), 0.5), 35 + 60 * (1 - mild), 235))
+        contrast = max(contrast, 100.0) if "low_contrast" in self.without else contrast
+        rough = 0.0 if "texture" in self.without else mild * contrast
         base, text, sign = paint.colours(rng, contrast)
-        ground = paint.background(rng, height, width, base, mild * contrast * 0.30 * rng.random() ** 1.5)
-        if rng.random() < 0.15 * mild:
+        ground = paint.background(rng, height, width, base, rough * 0.30 * rng.random() ** 1.5)
+        if rng.random() < 0.15 * mild and "texture" not in self.without:
             paint.border(rng, ground, np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)]))
-        picture = paint.compose(rng, ground, layers, text, sign, mild * contrast * 0.25 * rng.random())
-        return camera.shoot(rng, np.dstack([picture, sharp]), stroke, mild)
+        picture = paint.compose(rng, ground, layers, text, sign, rough * 0.25 * rng.random())
+        return camera.shoot(rng, np.dstack([picture, sharp]), stroke, mild, self.without)
 
 
 def drawable(characters: Any, language: str) -> list[str]:

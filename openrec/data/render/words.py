@@ -86,6 +86,7 @@ class WordSource:
         split: ``"train"`` or ``"test"``: the part of all texts that this source may write, by hash,
             so that no test text is ever a training text; None: all.
         random_share: part of texts that are random strings.
+        without: parts to leave out, see ``openrec.data.render.switches``.
 
     Raises:
         ConfigError: no text is possible; wrong split or lengths; unreadable list.
@@ -101,7 +102,9 @@ class WordSource:
         max_length: int = 25,
         split: str | None = None,
         random_share: float = 0.08,
+        without: frozenset[str] = frozenset(),
     ) -> None:
+        self.without = without
         if split not in SPLITS:
             raise ConfigError(f'split: expected "train", "test" or nothing, got {split!r}.')
         if not 1 <= min_length <= max_length:
@@ -213,7 +216,7 @@ class WordSource:
     def _length(self, rng: np.random.Generator, low: int, high: int) -> int:
         steps = self._length_steps.get((low, high))
         if steps is None:
-            table = _LENGTHS[self.language]
+            table = (1.0,) * high if "lengths" in self.without else _LENGTHS[self.language]
             weights = [table[n - 1] if n <= len(table) else _TAIL for n in range(low, high + 1)]
             # A long tail together stays below 2 %, unless only long texts are wanted.
             tail = max(0, high - max(low - 1, len(table)))
@@ -228,12 +231,12 @@ class WordSource:
         if self.only_random or kind < self.random_share:
             return self._random(rng, length)
         kind = rng.random()
-        if kind < 0.08 and self.patterns:
+        if kind < 0.08 and self.patterns and "numbers" not in self.without:
             return self._number(rng, length)
         if " " in self.allowed and kind > 0.85 and length >= 5:
             cut = int(rng.integers(2, length - 2))
             return self._word(rng, cut) + " " + self._word(rng, length - 1 - cut)
-        if kind > 0.96 and self.marks and length >= 3:
+        if kind > 0.96 and self.marks and length >= 3 and "marks" not in self.without:
             word, mark = self._word(rng, length - 1), self.marks[int(rng.integers(len(self.marks)))]
             return mark + word if rng.random() < 0.15 else word + mark
         return self._word(rng, length)
@@ -248,7 +251,7 @@ class WordSource:
             word = "".join(self._syllable(rng) for _ in range(length))
         else:
             return self._random(rng, length)
-        return self._cased(rng, word) if self.language == "en" else word
+        return self._cased(rng, word) if self.language == "en" and "case" not in self.without else word
 
     def _syllable(self, rng: np.random.Generator) -> str:
         if rng.random() < 0.6:
