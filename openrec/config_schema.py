@@ -99,7 +99,7 @@ GLOBAL: dict[str, Key] = {
     "use_amp": Key(
         "bool or auto",
         False,
-        "bf16 autocast in training and evaluation; auto: where the GPU or CPU computes bf16 itself",
+        "bf16 autocast in training and evaluation; auto: where the device computes bf16 itself",
     ),
     "grad_clip_val": Key("float", 0, "largest L2 norm of the gradient; 0 is off"),
     "accumulation_steps": Key("int", 1, "batches per optimizer step"),

@@ -30,7 +30,7 @@ class TimeLimit:
 
 
 def use_bf16(wanted: bool | str, device: torch.device) -> bool:
-    """``Global.use_amp``; ``auto``: where the device computes bf16 itself. Emulating it would be slower than float32."""
+    """``Global.use_amp``; ``auto``: where the device computes bf16 itself. Emulated, it is slower than float32."""
     if wanted != "auto":
         return bool(wanted)
     if device.type == "cuda":
