@@ -20,8 +20,7 @@ INSIDE = (0.01, 0.99)  # a proposal beyond is not used
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
     """Logit of ``x`` in [0, 1], with both ``x`` and ``1 - x`` at least ``eps``: finite in every precision."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 def box_refine(delta: Tensor, reference: Tensor, eps: float = 1e-3) -> Tensor:
