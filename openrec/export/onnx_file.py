@@ -77,12 +77,22 @@ def make_graph(subject: Subject, sizes: Sizes, opset: int = 18) -> Graph:
 
 
 def _convert(program: Any, opset: int) -> Any:
-    names: dict[str, Any] = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME]}
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
+    names: dict[str, Any] = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME], "optimize": False}
     try:
-        return torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False, **names)
+        made = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False, **names)
     except Exception as error:  # the exporter may raise anything
         lines = [line.strip() for line in str(error).splitlines() if "rror when" in line]
         raise ConfigError(f"export: a layer has no ONNX form: {(lines or [str(error)])[-1][:300]}") from error
+    # The exporter's own optimisation searches patterns for hours in the graph of a decoder that reads 25 steps; this is
+    # its quick part, and onnxruntime does the rest when it opens the file.
+    fold_constants(made.model, onnx_shape_inference=False)
+    remove_unused_nodes(made.model)
+    CommonSubexpressionEliminationPass()(made.model)
+    remove_unused_nodes(made.model)
+    return made
 
 
 def describe(proto: Any, texts: Mapping[str, str]) -> None:

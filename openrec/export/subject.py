@@ -100,7 +100,11 @@ class Subject(nn.Module):
             if limit is not None and max_width > limit[1]:
                 raise ConfigError(f"max_width: the model's position tables end at {limit[1]} px, got {max_width}.")
             widest = max_width
-        return Sizes((min(heights), max(heights)), (min(SMALLEST_SIDE, widest), widest))
+        least = min(SMALLEST_SIDE, widest)
+        if shapes and hasattr(getattr(self.model, "decoder", None), "num_queries"):
+            # as many queries as there are need places: only the sizes that it was made for
+            least, widest = min(w for w, _ in shapes), max(w for w, _ in shapes)
+        return Sizes((min(heights), max(heights)), (least, widest))
 
     def _height(self) -> int:
         """Of pictures that an op resizes to some width."""
@@ -128,7 +132,8 @@ def _limit(config: dict[str, Any]) -> tuple[int, int] | None:
     if ask is not None:
         return ask(encoder)
     known = registry.parameters(target)
-    if "use_pos_embed" in known and encoder.get("use_pos_embed", known["use_pos_embed"].default):
+    tables = encoder.get("use_pos_embed", known["use_pos_embed"].default) if "use_pos_embed" in known else True
+    if tables and "max_sz" in known:
         size = encoder.get("max_sz", known["max_sz"].default)
         return int(size[0]), int(size[1])
     return None
