@@ -6,8 +6,9 @@
 
 A variant leaves out one part (``openrec.data.render.switches``), or changes fonts, words or strength. Every training
 takes ``--minutes`` of CPU time of one thread, rendering included, with a rate that does not fall, and is scored with
-averaged weights on the held-out tenth of ``--ic15`` and on the Latin words of ``--real-words``. No photograph is
-trained on. A call that is stopped (Ctrl-C) continues with the same command; finished variants are not trained again.
+averaged weights on the held-out tenth of ``--ic15``, on all of it (no photograph is trained on, and only many words
+show small differences) and on the Latin words of ``--real-words``. A call that is stopped (Ctrl-C) continues with the
+same command; finished variants are not trained again.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def write_config(variant: str, seed: int, options: argparse.Namespace, folder: P
     config = {key: value for key, value in load_config(ROOT / options.config).items() if key[0].isupper()}
     config["Global"] |= {
         "output_dir": str(folder), "seed": seed, "epoch_num": 10000, "max_text_length": 20, "eval_epoch_step": None,
-        "use_ema": True, "ema_decay": 0.999, "save_latest_step": 200, "print_batch_step": 50, "progress_bar": False,
-        "max_steps": 2 if options.dry_run else None,
+        "use_ema": True, "ema_decay": 0.999, "use_amp": "auto", "save_latest_step": 200, "print_batch_step": 50,
+        "progress_bar": False, "max_steps": 2 if options.dry_run else None,
     }  # fmt: skip
     config["LRScheduler"] = {"name": "ConstLR", "warmup_epoch": 0.5}
     config["Train"]["dataset"] |= {"max_length": 16, **VARIANTS[variant]}
@@ -118,6 +119,7 @@ def test_sets(options: argparse.Namespace) -> list[WordSet]:
     words = [w for w in latin.words if script_of(w.text) in ("Latin", "digits") and len(w.text) <= 20]
     return [
         held_out_words(options.ic15),
+        all_words(options.ic15),
         WordSet("real_words, Latin and digits, at most 20 characters", latin.about, words),
     ]
 
