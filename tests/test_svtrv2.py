@@ -12,6 +12,7 @@ from openrec.errors import ConfigError
 from openrec.modeling import build_model
 from openrec.modeling.encoders import build_encoder
 from openrec.modeling.encoders.svtrv2_lnconv_two33 import SVTRv2LNConvTwo33
+from openrec.modeling.layers import dot_product_attention
 
 CASES = load_cases("index_encoders.json")
 STANDARD = {"mixer": [["Conv"] * 3, ["Conv"] * 2 + ["FGlobal"] + ["Global"] * 3, ["Global"] * 3]}
@@ -265,3 +266,17 @@ def test_recogniser_golden():
         return {"loss": build_loss(case["args"]["Loss"])(prediction, batch)["loss"], "pred": prediction}
 
     check_module(case, lambda: build_model(case["args"]["Architecture"]), torch.float64, call)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_attention_in_half_precision_is_computed_in_full(dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    mask = torch.randn(5, 5, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = dot_product_attention(q, k, v, mask)
+    exact = ((q.double() @ k.double().mT / 8**0.5 + mask.double()).softmax(-1) @ v.double()).detach()
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+    out.float().sum().backward()
+    assert all(t.grad is not None and t.grad.dtype == dtype for t in (q, k, v))

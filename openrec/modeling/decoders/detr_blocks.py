@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.true2d_decoder import exact, ring_offsets
-from openrec.modeling.layers import Linear, guard
+from openrec.modeling.layers import Linear, dot_product_attention, guard
 from openrec.modeling.record import record, recording
 from openrec.ops import ms_deform_attn
 
@@ -65,7 +64,7 @@ class MultiheadAttention(nn.Module):
             free = ~key_padding_mask[:, None, None]
             allowed = free if allowed is None else allowed & free
         drop = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=drop)
+        out = dot_product_attention(q, k, v, mask=allowed, dropout_p=drop)
         return identity + self.proj_drop(self.out_proj(out.transpose(1, 2).flatten(2)))
 
     def _projections(self) -> tuple[nn.Module, ...]:

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import TokenEmbedding, greedy
-from openrec.modeling.layers import Linear, Mlp
+from openrec.modeling.layers import Linear, Mlp, dot_product_attention
 from openrec.modeling.record import record, recording
 
 MAX_POSITIONS = 5000
@@ -63,7 +62,7 @@ class Heads(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
         p = self.dropout if self.training else 0.0
-        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
+        heads = dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
         return self.out_proj(heads.transpose(1, 2).flatten(2))
 
     def to_itself(self, x: Tensor, causal: bool = False, past: list[Tensor] | None = None) -> Tensor:

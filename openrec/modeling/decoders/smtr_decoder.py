@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import EOS, TokenEmbedding, greedy
-from openrec.modeling.layers import drop_path, flatten_map, init_svtr, trunc_normal_
+from openrec.modeling.layers import dot_product_attention, drop_path, flatten_map, init_svtr, trunc_normal_
 from openrec.modeling.record import record, recording
 
 MAX_LONG_STEPS = 70  # of each direction in ``infer_aug``
@@ -44,7 +44,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, memory: KeysValues) -> Tensor:
         q = self.split(self.q(query))
-        return self.merge(F.scaled_dot_product_attention(q, *memory))
+        return self.merge(dot_product_attention(q, *memory))
 
     def explicit(self, query: Tensor, memory: KeysValues, visible: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same with the attention weights; for few keys per query. ``visible``: bool ``[..., n, keys]``."""

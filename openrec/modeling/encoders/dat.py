@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.prenorm import PreNormBlock
 from openrec.modeling.encoders.svtrv2_blocks import Act, Size
-from openrec.modeling.layers import LayerNorm2d, guard, linear, trunc_normal_
+from openrec.modeling.layers import LayerNorm2d, dot_product_attention, guard, linear, trunc_normal_
 from openrec.modeling.record import record, recording
 from openrec.ops import deform_sample
 
@@ -115,7 +115,7 @@ class DATAttention(nn.Module):
             scores = queries.float() @ k.float().transpose(-1, -2) * self.scale
             record(self, "attn", (scores if bias is None else scores + bias.float()).softmax(-1))
         p = self.attn_drop.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask, dropout_p=p, scale=self.scale)
+        out = dot_product_attention(queries, k, v, mask=mask, dropout_p=p, scale=self.scale)
         out = out.transpose(1, 2).reshape(b, h, w, c)
         if self.pe == "dwc" and not self.no_off:
             out = out + cast(nn.Module, self.rpe_table)(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.stems import ConvBN, build_stem, map_size, run_stem
-from openrec.modeling.layers import Linear, flatten_map, unflatten_map
+from openrec.modeling.layers import Linear, dot_product_attention, flatten_map, unflatten_map
 from openrec.modeling.record import record, recording
 
 
@@ -108,9 +108,7 @@ class MultiHeadAttention(nn.Module):
             scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
             scores = scores if visible is None else scores.masked_fill(~visible, -math.inf)
             record(self, "attn", scores.softmax(-1))
-        heads = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
-        )
+        heads = dot_product_attention(q, k, v, mask=visible, dropout_p=self.dropout if self.training else 0.0)
         return self.proj_drop(self.fc(heads.transpose(1, 2).flatten(2)))
 
 

@@ -23,6 +23,7 @@ from openrec.modeling.layers import (
     LayerNorm2d,
     Linear,
     Mlp,
+    dot_product_attention,
     drop_path_rates,
     guard,
     init_free,
@@ -133,7 +134,7 @@ class True2DAttention(nn.Module):
             scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5 + mask.float()
             record(self, "attn", scores.softmax(-1))
         p = self.attn_drop.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        return dot_product_attention(q, k, v, mask=mask, dropout_p=p)
 
 
 class Windows:
