@@ -2,6 +2,7 @@
 """What each part of the renderer is worth: one small model per variant, the same CPU time, scored on real words.
 
     python benchmarks/renderer_ablation.py --ic15 DIR --real-words DIR --work DIR --minutes 20
+    python benchmarks/renderer_ablation.py ... --start weights.pth   every variant goes on from these weights
     python benchmarks/renderer_ablation.py ... --dry-run             two steps of each variant, nothing is written
 
 A variant leaves out one part (``openrec.data.render.switches``), or changes fonts, words or strength. Every training
@@ -38,7 +39,7 @@ from openrec.shipping.score import cpu_name, score
 from openrec.shipping.wordsets import WordSet, all_words, held_out_words, script_of
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "configs/rec/svtrv2/svtrv2_mamba_tiny.yml"
+CONFIG = "configs/rec/svtrv2/svtrv2_mamba_tiny_en.yml"
 
 # name -> what changes in Train.dataset
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -62,8 +63,9 @@ def write_config(variant: str, seed: int, options: argparse.Namespace, folder: P
         "output_dir": str(folder), "seed": seed, "epoch_num": 10000, "max_text_length": 20, "eval_epoch_step": None,
         "use_ema": True, "ema_decay": 0.999, "use_amp": "auto", "save_latest_step": 200, "print_batch_step": 50,
         "progress_bar": False, "max_steps": 2 if options.dry_run else None,
+        "pretrained_model": str(options.start.resolve()) if options.start else None,
     }  # fmt: skip
-    config["LRScheduler"] = {"name": "ConstLR", "warmup_epoch": 0.5}
+    config["LRScheduler"] = {"name": "ConstLR", "warmup_epoch": 0.1}
     config["Train"]["dataset"] |= {"max_length": 16, **VARIANTS[variant]}
     config["Train"]["loader"]["num_workers"] = 0  # its rendering counts as work, too
     config["Eval"]["dataset"]["size"] = 100
@@ -170,11 +172,21 @@ def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _about_start(options: argparse.Namespace) -> list[str]:
+    if not options.start:
+        return []
+    steps = torch.load(options.start, map_location="cpu", weights_only=True)["global_step"]
+    line = f"Every variant goes on from the same weights, of {steps} steps with the full renderer"
+    return [line + ", so what a part taught before is still there, and rows show less than its whole worth.", ""]
+
+
 def write_results(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     names = " ".join(f"'{v}'" for v in options.variants) if options.variants != list(VARIANTS) else ""
     command = (
         f"python benchmarks/renderer_ablation.py --ic15 DIR --real-words DIR --work DIR --minutes {options.minutes:g} "
-        f"--seeds {' '.join(map(str, options.seeds))}" + (f" --variants {names}" if names else "")
+        f"--seeds {' '.join(map(str, options.seeds))}"
+        + (" --start FILE" if options.start else "")
+        + (f" --variants {names}" if names else "")
     )
     about = {
         "date": time.strftime("%Y-%m-%d"), "openrec": __version__, "torch": str(torch.__version__),
@@ -185,7 +197,7 @@ def write_results(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
     options.output.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     lines = [
         f"Measured {about['date']}, torch {about['torch']}, {about['machine']}, one thread; {options.config}.", "",
-        f"    {command}", "",
+        f"    {command}", "", *_about_start(options),
         "Lost and won: words that the full renderer's model of the same seed read and this one did not, and the other "
         "way round; p: how likely so uneven a split is by chance (sign test; of this many rows some fall below 0.05).",
         "", "| variant | seed | CPU minutes | steps | set | words | read | accuracy | 1-NED | lost | won | p |",
@@ -205,6 +217,7 @@ def main() -> None:
     parser.add_argument("--ic15", type=Path, required=True)
     parser.add_argument("--real-words", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and results of variants")
+    parser.add_argument("--start", type=Path, help="checkpoint of the full renderer that every variant goes on from")
     parser.add_argument("--minutes", type=float, default=20, help="CPU minutes per variant (default: 20)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")

@@ -213,6 +213,15 @@ class LayerNorm2d(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def as_vector(like: Tensor, *values: float) -> Tensor:
+    """``values`` as a tensor ``[n]`` of ``like``'s dtype and device.
+
+    For numbers made from the size of a map: ``like.new_tensor(values)`` would write the sizes that an exporter traces
+    with into the graph as constants, without a word.
+    """
+    return torch.stack([like.new_full((), value) for value in values])
+
+
 def flatten_map(x: Tensor) -> Tensor:
     """``[B, C, H, W] -> [B, H*W, C]``, row by row (a view when the memory is channels-last)."""
     return x.flatten(2).transpose(1, 2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.nrtr_decoder import Heads, PositionalEncoding
 from openrec.modeling.decoders.token_steps import TokenEmbedding, greedy
-from openrec.modeling.layers import Linear, Mlp, guard, init_free, linear
+from openrec.modeling.layers import Linear, Mlp, as_vector, guard, init_free, linear
 from openrec.modeling.record import record
 from openrec.ops import deform_sample
 from openrec.ops._checks import full_precision
@@ -182,7 +182,7 @@ class DeformableCrossAttention2D(nn.Module):
         heads, points = self.num_heads, self.n_points
         offset = exact(self.sampling_offsets, query).view(b, t, heads, points, 2)  # pixels
         weight = exact(self.attention_weights, query).view(b, t, heads, points).softmax(-1)
-        loc = reference[:, :, None, None] + offset / offset.new_tensor([w, h])
+        loc = reference[:, :, None, None] + offset / as_vector(offset, w, h)
         record(self, "ref", reference)
         record(self, "offset", offset)
         record(self, "loc", loc.transpose(1, 2))

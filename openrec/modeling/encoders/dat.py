@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.prenorm import PreNormBlock
 from openrec.modeling.encoders.svtrv2_blocks import Act, Size
-from openrec.modeling.layers import LayerNorm2d, dot_product_attention, guard, linear, trunc_normal_
+from openrec.modeling.layers import LayerNorm2d, as_vector, dot_product_attention, guard, linear, trunc_normal_
 from openrec.modeling.record import record, recording
 from openrec.ops import deform_sample
 
@@ -139,16 +139,16 @@ class DATAttention(nn.Module):
         offset = offset.permute(0, 2, 3, 1).unflatten(0, (b, self.n_groups))
         rows, columns = (self._grid(n, k, offset) for n, k in ((h, hk), (w, wk)))
         reference = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
-        spacing = offset.new_tensor([self._spacing(h, hk), self._spacing(w, wk)])
+        spacing = as_vector(offset, self._spacing(h, hk), self._spacing(w, wk))
         if self.no_off:
             offset = torch.zeros_like(offset)
         elif self.offset_range >= 0:
             offset = offset.tanh() * (spacing * (0.5 * self.offset_range))
         else:  # free, in half maps: the units of the published code
-            offset = offset * offset.new_tensor([max(h - 1, 1) / 2, max(w - 1, 1) / 2])
+            offset = offset * as_vector(offset, max(h - 1, 1) / 2, max(w - 1, 1) / 2)
         points = reference + offset
         if self.offset_range < 0:
-            points = torch.minimum(points.clamp(min=0), points.new_tensor([h - 1.0, w - 1.0]))
+            points = torch.minimum(points.clamp(min=0), as_vector(points, h - 1.0, w - 1.0))
         record(self, "ref", _normalised(reference, (h, w)).flatten(0, 1))
         record(self, "offset", (points - reference).flip(-1))
         return points, reference
@@ -196,7 +196,7 @@ class DATAttention(nn.Module):
         queries = torch.stack((y, x), -1)[:, None]  # [N, 1, 2]
         displacement = queries - points.flatten(2, 3).unsqueeze(2)  # [B, groups, N, Ns, 2], pixels
         if self.pe == "log_cpb":
-            d = displacement * displacement.new_tensor([8 / max(h - 1, 1), 8 / max(w - 1, 1)])
+            d = displacement * as_vector(displacement, 8 / max(h - 1, 1), 8 / max(w - 1, 1))
             d = d.sign() * torch.log2(d.abs() + 1) / math.log2(8)
             return cast(nn.Module, self.rpe_table)(d).permute(0, 1, 4, 2, 3).flatten(1, 2)
         return self.read_table(displacement)
@@ -205,7 +205,7 @@ class DATAttention(nn.Module):
         """The table at displacements [B, groups, N, Ns, 2] (dy, dx in pixels): [B, heads, N, Ns]."""
         table = cast(Tensor, self.rpe_table).unflatten(0, (self.n_groups, -1)).unsqueeze(0)
         hm, wm = self.rpb_size
-        place = displacement + displacement.new_tensor([hm - 1.0, wm - 1.0])
+        place = displacement + as_vector(displacement, hm - 1, wm - 1)
         loc = _normalised(place, (2 * hm - 1, 2 * wm - 1)).transpose(0, 1)  # one table for the whole batch
         out = deform_sample(table, loc.flatten(1, 3)[None, :, :, None])  # [1, groups, heads/groups, B * N * Ns, 1]
         return out[0, ..., 0].unflatten(-1, loc.shape[1:4]).permute(2, 0, 1, 3, 4).flatten(1, 2)
@@ -218,7 +218,7 @@ def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _normalised(points: Tensor, size: Size) -> Tensor:
     """(y, x) in pixels -> (x, y) in [0, 1], pixel ``i`` of ``n`` at ``(i + 0.5) / n``."""
-    return ((points + 0.5) / points.new_tensor([float(size[0]), float(size[1])])).flip(-1)
+    return ((points + 0.5) / as_vector(points, *size)).flip(-1)
 
 
 def _pair(stride: int | Sequence[int]) -> Size:
@@ -291,7 +291,7 @@ class DAttentionBaseline(DATAttention):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         out, points, reference = self.attend(x.permute(0, 2, 3, 1))
-        half = points.new_tensor([max(x.shape[2] - 1, 1) / 2, max(x.shape[3] - 1, 1) / 2])
+        half = as_vector(points, max(x.shape[2] - 1, 1) / 2, max(x.shape[3] - 1, 1) / 2)
         return out.permute(0, 3, 1, 2), points / half - 1, (reference / half - 1).expand_as(points)
 
 
