@@ -177,3 +177,24 @@ def test_facts_of_a_run_come_from_its_own_files(tmp_path):
     assert f"{last['step']} steps of 4" in described(found)
     with pytest.raises(DataError, match="output_dir of a run"):
         stage(Path(tmp_path) / "nothing")
+
+
+def test_a_kept_state_is_half_as_large_and_continues(tmp_path):
+    import engine_case
+
+    from openrec.checkpoint import read_checkpoint
+    from openrec.engine.trainer import Trainer
+
+    changes = {"Global.use_ema": True, "Global.epoch_num": 2, "Optimizer.name": "AdamW"}
+    Trainer(engine_case.config(tmp_path, {**changes, "Global.max_steps": 3})).train()
+    state, kept = tmp_path / "out" / "latest.pth", tmp_path / "kept.pth"
+    pack.keep_state(state, kept)
+    before, after = read_checkpoint(state), read_checkpoint(kept)
+    assert all(torch.equal(v, after["state_dict"][k]) for k, v in before["state_dict"].items())
+    assert kept.stat().st_size < 0.75 * state.stat().st_size
+    more = {**changes, "Global.checkpoints": str(kept), "Global.output_dir": str(tmp_path / "more")}
+    Trainer(engine_case.config(tmp_path, more)).train()
+    steps = [r["step"] for r in rows(tmp_path / "more", "train")]
+    assert steps[-1] > 3 and read_checkpoint(tmp_path / "more" / "latest.pth")["global_step"] == steps[-1]
+    moments = next(iter(read_checkpoint(tmp_path / "more" / "latest.pth")["optimizer"]["state"].values()))
+    assert moments["exp_avg"].dtype == torch.float32

@@ -29,7 +29,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "weights")
     parser.add_argument("--stages", nargs="*", default=[], metavar="DIR", help="output_dir of each stage, in order")
     parser.add_argument("--commands", nargs="*", default=[], help="the command of each stage")
-    parser.add_argument("--commit", help="that the training ran at")
+    parser.add_argument("--commits", nargs="*", default=[], help="of this repository, for each stage")
+    parser.add_argument("--state", help="checkpoint to keep as training/NAME.pth, so that a later run goes on")
+    parser.add_argument("--state-of", type=int, default=1, metavar="N", help="the stage that it ends (default: 1)")
+    parser.add_argument("--resume", default="", help="the command that goes on from it")
     parser.add_argument("--machine", default="", help="one line on what trained it")
     parser.add_argument("--samples", type=Path, help="default: tests/data/shipped/NAME")
     parser.add_argument("--fonts", nargs="+", default=[], help="families for the ten words, openly licensed ones")
@@ -45,9 +48,13 @@ def main() -> None:
     known = a.folder / f"{a.name}.json"
     if a.model:
         file = pack.pack(a.model, a.name, a.folder)
-        commands = [*a.commands, *[""] * len(a.stages)]
-        stages = [facts.stage(folder, command) for folder, command in zip(a.stages, commands)]
-        training = {"stages": stages, "commit": a.commit, "machine": a.machine}
+        texts = zip(a.stages, [*a.commands, *[""] * len(a.stages)], [*a.commits, *[""] * len(a.stages)])
+        training = {"stages": [facts.stage(*each) for each in texts], "machine": a.machine}
+        if a.state:
+            kept = a.folder / "training" / f"{a.name}.pth"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            pack.keep_state(a.state, kept)
+            training |= {"state": f"weights/training/{kept.name}", "state_of": a.state_of, "resume": a.resume}
         found = {"name": a.name, "model": pack.facts_of(file), "training": training}  # old measurements are void
         fonts = a.fonts or [f for f in FONTS if a.name.endswith("ko") == f.startswith("Nanum")]
         looked = pack.write_samples(load(file, device="cpu"), a.samples or ROOT / "tests/data/shipped" / a.name, fonts)

@@ -60,7 +60,10 @@ def _fonts(stages: list[Mapping[str, Any]]) -> list[str]:
 
 def _speed(speed: Mapping[str, Any]) -> list[str]:
     rows = [f"| {n} | {r['ms']} | {r['fastest_ms']} | {r['images_per_second']} |" for n, r in speed["batches"].items()]
-    about = f"{speed['machine']}, {speed['threads']} threads, load {speed['load']} when measured."
+    width, height = speed["size"]
+    about = (
+        f"{speed['machine']}, {speed['threads']} threads, load {speed['load']} when measured; {width} x {height} px."
+    )
     return [
         "| batch | ms per batch | fastest | images per second |",
         "|---:|---:|---:|---:|",
@@ -79,10 +82,14 @@ def _training(facts: Mapping[str, Any], stages: list[Mapping[str, Any]]) -> list
             lines += [f"Rendered with {'; '.join(one['sources'])}.", ""]
         if one["command"]:
             lines += [f"    {one['command']}", ""]
+        lines += [f"Commit {one['commit']}.", ""] if one["commit"] else []
         if one["curve"]:
             points = ", ".join(f"{p['step']}: {100 * p['acc']:.1f}" for p in _thinned(one["curve"]))
             lines += [f"Accuracy on its own evaluation words (%) by step: {points}", ""]
-    lines += [f"Commit {training.get('commit') or 'not noted'}; machine: {training.get('machine') or 'not noted'}.", ""]
+    lines += [f"Machine: {training.get('machine') or 'not noted'}.", ""]
+    if training.get("state"):
+        lines += [f"`{training['state']}` is the training state behind stage {training['state_of']}; to train on:", ""]
+        lines += [f"    {training['resume']}", ""] if training.get("resume") else []
     return lines
 
 

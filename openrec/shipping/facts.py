@@ -13,11 +13,11 @@ from openrec.config import load_config
 from openrec.errors import DataError
 
 
-def stage(folder: str | Path, command: str = "") -> dict[str, Any]:
+def stage(folder: str | Path, command: str = "", commit: str = "") -> dict[str, Any]:
     """Facts of one run directory (``config.yml`` and ``log.jsonl``).
 
     Args:
-        command: that started it; empty: left open.
+        command, commit: that started it, and of this repository; empty: left open.
 
     Raises:
         DataError: one of the files is missing or damaged.
@@ -28,10 +28,11 @@ def stage(folder: str | Path, command: str = "") -> dict[str, Any]:
     options, train = config["Global"], config["Train"]
     data = train["dataset"]
     done = [r for r in rows if r["event"] in ("train", "end", "pause")]
+    batch = (train.get("sampler") or {}).get("first_bs") or train["loader"].get("batch_size_per_card", 1)
     return {
-        "command": command, "seed": options["seed"],
+        "command": command, "commit": commit, "seed": options["seed"],
         "steps": max((r["step"] for r in done), default=0),
-        "batch": train["loader"].get("batch_size_per_card", 1) * int(options["accumulation_steps"]),
+        "batch": batch * int(options["accumulation_steps"]),
         "hours": round(_seconds(rows) / 3600, 2), "calls": sum(r["event"] == "start" for r in rows),
         "torch": next((r["torch"] for r in rows if r["event"] == "start"), ""),
         "optimizer": dict(config["Optimizer"]), "schedule": dict(config["LRScheduler"]),
@@ -69,7 +70,7 @@ def described(one: dict[str, Any]) -> str:
     schedule = one["schedule"]["name"] + (
         f", warm-up {w:g} epochs" if (w := one["schedule"].get("warmup_epoch")) else ""
     )
-    words = f"{one['steps'] * one['batch']:,} words" + (", rendered and real" if one["real"] else ", rendered")
+    words = f"about {one['steps'] * one['batch']:,} words" + (", rendered and real" if one["real"] else ", rendered")
     ema = f"; averaged weights, decay {one['ema_decay']}" if one["ema_decay"] else ""
     return (
         f"{one['steps']:,} steps of {one['batch']} ({words}), {one['hours']:g} h in {one['calls']} calls, "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from openrec.charset import Charset
-from openrec.checkpoint import write_atomically
+from openrec.checkpoint import read_checkpoint, save_checkpoint, write_atomically
 from openrec.data.render import WordRenderer
 from openrec.errors import ConfigError, OpenRecError
 from openrec.export.run import export
@@ -81,8 +81,32 @@ def facts_of(file: str | Path) -> dict[str, Any]:
         "bytes": Path(file).stat().st_size,
         "parameters": sum(p.numel() for p in recognizer.model.parameters()),
         "characters": len(characters), "kinds": kinds(recognizer.charset), "space": " " in characters,
-        "size": f"{height} x {width} px, kept in proportion and padded", "longest": longest or 25,
+        "size": _size(recognizer), "longest": longest or 25,
     }  # fmt: skip
+
+
+def _size(recognizer: Recognizer) -> str:
+    shapes = recognizer.preprocess.shapes()
+    (narrowest, height), (widest, _) = shapes[0], shapes[-1]
+    if len(shapes) == 1:
+        return f"{height} x {widest} px, kept in proportion and padded"
+    return f"{height} px high, {narrowest} to {widest} px wide by their own proportions"
+
+
+def keep_state(checkpoint: str | Path, target: str | Path) -> Path:
+    """A training state to continue from in half the bytes: weights as they are, averages over many steps short.
+
+    Adam's moments become bfloat16 (their range matters), averaged weights float16.
+    """
+    state = read_checkpoint(checkpoint)
+    for moments in state["optimizer"]["state"].values():
+        for name, value in moments.items():
+            if torch.is_tensor(value) and value.ndim:
+                moments[name] = value.bfloat16()
+    averaged = (state.get("ema") or {}).get("state_dict", {})
+    averaged.update({k: v.half() for k, v in averaged.items() if v.dtype == torch.float32})
+    save_checkpoint(state, target)
+    return Path(target)
 
 
 def kinds(charset: Charset) -> str:

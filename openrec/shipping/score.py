@@ -91,11 +91,12 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def speed(recognizer: Recognizer, threads: int = 2, batches: Sequence[int] = (1, 32)) -> dict[str, Any]:
-    """Images per second of the model (array to predictions) in batches of each size."""
-    shapes = recognizer.preprocess.shapes()
+    """Images per second of the model (array to predictions) in batches of each size, at a width of four heights."""
+    size = min(recognizer.preprocess.shapes(), key=lambda s: abs(s[0] / s[1] - 4))
     with _threads(threads):
-        rows = measure(recognizer.backend.run, shapes[-1:], batches)
+        rows = measure(recognizer.backend.run, [size], batches)
     return {
+        "size": list(size),
         "threads": threads, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "machine": cpu_name(),
         "batches": {
             str(r.batch): {
