@@ -158,6 +158,7 @@ def test_a_card_is_made_of_measured_numbers(tmp_path, packed):
     assert (
         done.returncode == 0 and "| all | 12 | 0 | 0.0 % |" in text and "10 digits, 52 Latin letters, 32 marks" in text
     )
+    assert "| [tiny-xx](tiny-xx.md) |" in (tmp_path / "README.md").read_text()
     facts = json.loads(target.read_text())
     facts["training"] = {"stages": [{"real": True, "data": {}}]}
     with pytest.raises(DataError, match="not compared with the test sets"):

@@ -3,7 +3,8 @@
 
 1. python tools/pack_weights.py --model output/run/latest.pth --name tiny-en --stages output/run1 output/run2
 2. python tools/eval_weights.py --model weights/tiny-en.safetensors ...     measures; adds to weights/tiny-en.json
-3. python tools/pack_weights.py --name tiny-en --card                       writes weights/tiny-en.md from that JSON
+3. python tools/pack_weights.py --name tiny-en --card                       writes weights/tiny-en.md from that JSON,
+                                                                            and the overview weights/README.md
 
 Averaged weights (EMA) are taken where the checkpoint holds them. Ten words for the test go to tests/data/shipped/NAME.
 """
@@ -43,7 +44,7 @@ def main() -> None:
 
     from openrec.recognizer import load
     from openrec.shipping import facts, pack
-    from openrec.shipping.card import card
+    from openrec.shipping.card import card, overview
 
     known = a.folder / f"{a.name}.json"
     if a.model:
@@ -63,6 +64,9 @@ def main() -> None:
     if a.card:
         target = a.folder / f"{a.name}.md"
         target.write_text(card(pack.read_facts(known)), encoding="utf-8")
+        every = [pack.read_facts(file) for file in sorted(a.folder.glob("*.json"))]
+        ready = [f for f in every if "evaluation" in f and "speed" in f]
+        (a.folder / "README.md").write_text(overview(ready), encoding="utf-8")
         print(target)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openrec.errors import DataError
@@ -43,6 +43,38 @@ def card(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def overview(models: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of ``weights/README.md``: all models beside each other, to choose by."""
+    sets = list(dict.fromkeys(one["name"] for m in models for one in m["evaluation"]["sets"]))
+    head = ["model", "parameters", "MB", "characters", *sets, "images/s, batch 1", "images/s, batch 32"]
+    lines = [
+        "# Models that read at once", "",
+        '`openrec.load("NAME")`, or `--model NAME` of the tools. Each has a card with its data, licences, training and '
+        "limits.", "",
+        f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}",
+    ]  # fmt: skip
+    for facts in models:
+        model, speed = facts["model"], facts["speed"]
+        found = {one["name"]: one["rows"][0] for one in facts["evaluation"]["sets"]}
+        read = [
+            f"{100 * found[n]['accuracy']:.1f} % ({found[n]['correct']}/{found[n]['words']})" if n in found else "-"
+            for n in sets
+        ]
+        rates = [f"{row['images_per_second']:g}" for row in speed["batches"].values()]
+        cells = [
+            f"[{facts['name']}]({facts['name']}.md)", f"{model['parameters'] / 1e6:.2f} M",
+            f"{model['bytes'] / 1e6:.2f}", str(model["characters"]), *read, *rates,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    machines = "; ".join(dict.fromkeys(_where(m["speed"]) for m in models))
+    return "\n".join([*lines, "", f"Every sample scored; {models[0]['evaluation']['rule']}. Speed: {machines}", ""])
+
+
+def _where(speed: Mapping[str, Any]) -> str:
+    width, height = speed["size"]
+    return f"{speed['machine']}, {speed['threads']} threads, load {speed['load']} when measured; {width} x {height} px."
+
+
 def _overlap(facts: Mapping[str, Any]) -> str:
     found = facts["evaluation"].get("overlap")
     if found is None:
@@ -60,16 +92,12 @@ def _fonts(stages: list[Mapping[str, Any]]) -> list[str]:
 
 def _speed(speed: Mapping[str, Any]) -> list[str]:
     rows = [f"| {n} | {r['ms']} | {r['fastest_ms']} | {r['images_per_second']} |" for n, r in speed["batches"].items()]
-    width, height = speed["size"]
-    about = (
-        f"{speed['machine']}, {speed['threads']} threads, load {speed['load']} when measured; {width} x {height} px."
-    )
     return [
         "| batch | ms per batch | fastest | images per second |",
         "|---:|---:|---:|---:|",
         *rows,
         "",
-        about,
+        _where(speed),
     ]
 
 
