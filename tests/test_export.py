@@ -15,6 +15,8 @@ from openrec.export import onnx_file, verify
 from openrec.export.onnx_session import SIZES, OnnxBackend, check_size
 from openrec.export.run import export
 from openrec.export.subject import Sizes, Subject
+from openrec.export.trace import trace
+from openrec.modeling.layers import as_vector
 from openrec.recognizer import load
 
 onnx = pytest.importorskip("onnx")
@@ -182,6 +184,32 @@ def test_sizes_follow_the_encoder(recognizer):
     assert subject.sizes() == Sizes((32, 32), (16, 128))
     with pytest.raises(ConfigError, match="position tables end at 128"):
         subject.sizes(256)
+
+
+def test_sizes_follow_the_decoder(tmp_path):
+    subject = Subject(tiny("attn/soft_attn_tiny", tmp_path))
+    assert subject.model.decoder.largest_map == (8, 24) and subject.sizes() == Sizes((32, 32), (16, 96))
+    assert subject.sizes(64).width == (16, 64)
+    with pytest.raises(ConfigError, match="position tables end at 96 px, got 97"):
+        subject.sizes(97)
+    subject.model.decoder.pos_embed = None
+    assert subject.sizes() == Sizes((32, 32), (16, 320)) and subject.sizes(640).width == (16, 640)
+
+
+class Scaled(torch.nn.Module):
+    """Divides by the size of a map a quarter as large as the picture."""
+
+    def forward(self, images):
+        height, width = (-(-side // 4) for side in images.shape[-2:])
+        return images.mean() / as_vector(images, width, (height - 1) / 2)
+
+
+def test_a_size_as_a_number_stays_free(tmp_path):
+    sizes, images = Sizes((32, 32), (16, 96)), torch.rand(1, 3, 32, 40)
+    subject = Scaled()
+    subject.example = lambda _: torch.rand(2, 3, 32, 96)
+    traced = trace(subject, sizes).module()(images)
+    torch.testing.assert_close(traced, images.mean() / torch.tensor([10.0, 3.5]))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from bisect import bisect_left
 from typing import Any, NamedTuple
 
 import torch
@@ -83,10 +84,13 @@ class Subject(nn.Module):
         return found[:, 0] if found.ndim == 4 else found
 
     def sizes(self, max_width: int | None = None) -> Sizes:
-        """Sizes that its own preprocessing gives it, and every width up to the largest its encoder takes.
+        """Sizes that its own preprocessing gives it, and every width up to the largest that it takes.
 
         Args:
-            max_width: px; None: as wide as the encoder's position tables, else the widest picture (at least 320).
+            max_width: px; None: as wide as the position tables, else the widest picture (at least 320).
+
+        Raises:
+            ConfigError: ``max_width`` is more than the position tables hold, or no picture fits them.
         """
         shapes = self.card.preprocess.shapes()
         heights = [h for _, h in shapes] or [self._height()]
@@ -96,15 +100,46 @@ class Subject(nn.Module):
             if limit[0] < max(heights):
                 heights = [h for h in heights if h <= limit[0]] or [limit[0]]
             widest = limit[1]
-        if max_width is not None:
-            if limit is not None and max_width > limit[1]:
-                raise ConfigError(f"max_width: the model's position tables end at {limit[1]} px, got {max_width}.")
+        elif max_width is not None:
             widest = max_width
+        heights, held = self._held(heights, widest)
+        if max_width is not None and max_width > held:
+            raise ConfigError(f"max_width: the model's position tables end at {held} px, got {max_width}.")
+        widest = max_width or held
         least = min(SMALLEST_SIDE, widest)
         if shapes and hasattr(getattr(self.model, "decoder", None), "num_queries"):
-            # as many queries as there are need places: only the sizes that it was made for
+            # it needs at least as many places as it has queries: only the sizes that it was made for
             least, widest = min(w for w, _ in shapes), max(w for w, _ in shapes)
         return Sizes((min(heights), max(heights)), (least, widest))
+
+    def _held(self, heights: list[int], widest: int) -> tuple[list[int], int]:
+        """Of ``heights`` and widths up to ``widest`` (px), those whose map the decoder's position table holds."""
+        table = getattr(getattr(self.model, "decoder", None), "largest_map", None)
+        if table is None:
+            return heights, widest
+
+        def fits(height: int, width: int) -> bool:
+            rows, columns = self._map_of(height, width)
+            return rows <= table[0] and columns <= table[1]
+
+        known = [h for h in heights if fits(h, SMALLEST_SIDE)]
+        if not known:
+            raise ConfigError(
+                f"export: a map of {self._map_of(min(heights), SMALLEST_SIDE)[0]} rows, but the decoder has positions "
+                f"for {table[0]}x{table[1]} cells. Set Decoder.map_size, or Decoder.pos2d: False, and train again."
+            )
+        # the first width that does not fit, less one; maps grow with their pictures
+        widths = range(SMALLEST_SIDE, widest + 1)
+        return known, SMALLEST_SIDE - 1 + bisect_left(widths, True, key=lambda width: not fits(min(known), width))
+
+    def _map_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of what the decoder gets for a picture of this size (px)."""
+        model = self.model
+        image = torch.zeros(1, int(self.card.config["Architecture"].get("in_channels", 3)), height, width)
+        with torch.no_grad():
+            for part in (getattr(model, name) for name in ("transform", "encoder") if hasattr(model, name)):
+                image = part(image)
+        return image.shape[2], image.shape[3]
 
     def _height(self) -> int:
         """Of pictures that an op resizes to some width."""

@@ -132,6 +132,11 @@ class RNNAttnDecoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(embed_dim if deep_output else hidden, classes)
 
+    @property
+    def largest_map(self) -> tuple[int, int] | None:
+        """(height, width) of the largest map that the position table holds; None: there is none."""
+        return None if self.pos_embed is None else (self.pos_embed.shape[2], self.pos_embed.shape[3])
+
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed"} if self.pos_embed is not None else set()
 

@@ -12,6 +12,7 @@ from typing import Any
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.svtrv2_mamba import SVTRv2Mamba
 from openrec.modeling.encoders.svtrv2_plan import Mixer, parse_mixers
+from openrec.registry import parameters
 
 LETTERS = {"C": "Conv", "D": "DAT", "L": "True2D", "M": "Mamba", "S": "True2DShifted"}
 
@@ -26,6 +27,12 @@ class DATEncoder(SVTRv2Mamba):
         window_size: per stage (height, width), of L and S.
         mixer_cfg: further arguments by letter or mixer. Other arguments as in ``SVTRv2Mamba``.
     """
+
+    @classmethod
+    def largest_image(cls, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        asked = {"mixer": read_letters(given["stage_spec"]), "mixer_cfg": _mixer_cfg(given)}
+        return super().largest_image({**given, **asked})
 
     def __init__(
         self,
@@ -62,15 +69,8 @@ class DATEncoder(SVTRv2Mamba):
         ):
             if len(values) != len(mixer):
                 raise ConfigError(f"Encoder.{name} must hold one value per stage ({len(mixer)}), got {values}.")
-        options: dict[str, dict[str, Any]] = {
-            "DAT": {"n_groups": n_groups, "stride": stride, "ksize": ksize, "offset_range": offset_range}
-            | {"ref_mode": ref_mode, "use_rpb": use_rpb},
-            "True2D": {"window_size": window_size},
-            "True2DShifted": {"window_size": window_size},
-        }
-        for name, arguments in (mixer_cfg or {}).items():
-            name = LETTERS.get(name, name)
-            options[name] = {**options.get(name, {}), **arguments}
+        own = {"n_groups": n_groups, "stride": stride, "ksize": ksize, "window_size": window_size}
+        own |= {"offset_range": offset_range, "ref_mode": ref_mode, "use_rpb": use_rpb, "mixer_cfg": mixer_cfg}
         super().__init__(
             max_sz,
             in_channels,
@@ -88,8 +88,22 @@ class DATEncoder(SVTRv2Mamba):
             feat2d=feat2d,
             eps=eps,
             final_norm=final_norm,
-            mixer_cfg=options,
+            mixer_cfg=_mixer_cfg(own),
         )
+
+
+def _mixer_cfg(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The encoder's own arguments as those of its mixers, and what ``mixer_cfg`` adds."""
+    of_dat = ("n_groups", "stride", "ksize", "offset_range", "ref_mode", "use_rpb")
+    options: dict[str, dict[str, Any]] = {
+        "DAT": {name: given[name] for name in of_dat},
+        "True2D": {"window_size": given["window_size"]},
+        "True2DShifted": {"window_size": given["window_size"]},
+    }
+    for name, arguments in (given["mixer_cfg"] or {}).items():
+        name = LETTERS.get(name, name)
+        options[name] = {**options.get(name, {}), **arguments}
+    return options
 
 
 def read_letters(stage_spec: Sequence[str | Sequence[str]]) -> list[list[str]]:

@@ -66,8 +66,8 @@ class SVTRv2Mamba(SVTRv2Skeleton):
     @classmethod
     def largest_image(cls, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
         """(height, width) px of the largest image that the position tables hold; None: there are none."""
-        windows = {name for name, given in (arguments.get("mixer_cfg") or {}).items() if given.get("window_size")}
-        tables = any(name.startswith("True2D") and name not in windows for name in _mixer_names(arguments.get("mixer")))
+        options = arguments.get("mixer_cfg") or {}
+        tables = [name for name in _mixer_names(arguments.get("mixer")) if _has_table(name, options.get(name) or {})]
         if not tables and not arguments.get("use_pos_embed", parameters(cls)["use_pos_embed"].default):
             return None
         height, width = arguments.get("max_sz", (32, 128))
@@ -186,6 +186,15 @@ def _split_mixer_cfg(
             extra[key] = value
     check_mixer_cfg(others, BlockOptions().offer())
     return extra, others
+
+
+def _has_table(mixer: str, given: Mapping[str, Any]) -> bool:
+    """Whether a block with the arguments ``given`` holds a table of positions for a largest map."""
+    if mixer.startswith("True2D"):
+        windows = given.get("window_size")
+        return not windows or (isinstance(windows, Sequence) and None in windows)
+    bounded = given.get("pe", "rpe") in ("rpe", "fixed") and given.get("use_rpb", True)
+    return mixer == "DAT" and bounded and not given.get("no_off")
 
 
 def _mixer_names(mixer: Any) -> set[str]:
