@@ -3,7 +3,8 @@
     python benchmarks/bench_export.py --models output/run/best.pth configs/rec/satrn/satrn_tiny.yml --images crops/
 
 A YAML stands for its model with random weights (a seed), whose classifier is scaled so that it reads something. Times
-are medians over ``--rounds`` rounds, both sides in turn, after one warm-up call each, with ``--threads`` threads.
+are medians over ``--rounds`` rounds, both sides in turn, after one warm-up call each, with ``--threads`` threads. Rows
+of other models in the result file stay.
 """
 
 from __future__ import annotations
@@ -116,14 +117,16 @@ def main() -> None:
     parser.add_argument("--name", default="export", help="of the result files (default: export)")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    rows = []
+    machine = {"date": f"{datetime.date.today()}", "torch": torch.__version__, "threads": a.threads}
+    head = f"# ONNX beside PyTorch\n\n{datetime.date.today()}, {a.threads} thread(s), torch {torch.__version__}\n\n"
+    file = RESULTS / f"{a.name}.json"
     for source in a.models:
-        rows.append(measure(source, a.images, a.count, a.rounds, a.batches))
-        print(table(rows[-1:], a.batches).splitlines()[-1], flush=True)
-        backend = {"date": f"{datetime.date.today()}", "torch": torch.__version__, "threads": a.threads}
-        (RESULTS / f"{a.name}.json").write_text(json.dumps({**backend, "cpus": os.cpu_count(), "rows": rows}, indent=1))
-    text = f"# ONNX beside PyTorch\n\n{datetime.date.today()}, {a.threads} thread(s), torch {torch.__version__}\n\n"
-    (RESULTS / f"{a.name}.md").write_text(text + table(rows, a.batches) + "\n")
+        row = measure(source, a.images, a.count, a.rounds, a.batches)
+        print(table([row], a.batches).splitlines()[-1], flush=True)
+        rows = [r for r in json.loads(file.read_text())["rows"] if r["model"] != row["model"]] if file.exists() else []
+        rows.append(row)
+        file.write_text(json.dumps({**machine, "cpus": os.cpu_count(), "rows": rows}, indent=1) + "\n")
+        file.with_suffix(".md").write_text(head + table(rows, a.batches) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def check(path, *overrides):
         ("svtrv2/svtrv2_true2d_rctc.yml", ["Architecture.Encoder.max_sz=[32,128]"], r"max_sz: \[64, 128\]"),
         ("svtrv2/svtrv2_mamba_tiny.yml",
          ["Architecture.Encoder.use_pos_embed=True", "Architecture.Encoder.max_sz=[32,64]"], r"max_sz: \[32, 96\]"),
+        ("dat/dat_tiny.yml", ["Architecture.Encoder.max_sz=[32,64]"], r"max_sz: \[32, 96\]"),
     ],
 )  # fmt: skip
 def test_too_large_images_are_refused(path, overrides, repair):
@@ -39,6 +40,8 @@ def test_too_large_images_are_refused(path, overrides, repair):
         ("true2d/true2d.yml", [f"Train.dataset.base_shape={BUCKETS}", "Architecture.Encoder.max_sz=[64,128]"]),
         ("true2d/true2d_window.yml", ["Train.loader.max_ratio=8"]),  # windows know no size of the map
         ("svtrv2/svtrv2_mamba_tiny.yml", ["Architecture.Encoder.max_sz=[8,8]"]),  # no table
+        ("dat/dat_tiny.yml",
+         ["Architecture.Encoder.max_sz=[32,64]", "Architecture.Encoder.mixer_cfg={D: {pe: log_cpb}}"]),
         ("svtrv2/svtrv2_true2d_rctc.yml",
          ["Architecture.Encoder.max_sz=[32,128]", "Architecture.Encoder.mixer_cfg={True2D: {window_size: 8}}"]),
     ],

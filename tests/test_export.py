@@ -260,6 +260,7 @@ SYSTEMS = [
     "svtrv2/svtrv2_bimamba1d_tiny",
     "satrn/satrn_tiny",
     "true2d/true2d_tiny",
+    "true2d/true2d_window_tiny",
     "true2d/true2d_enc_nrtr_dec_tiny",
     "attn/soft_attn_tiny",
     "dat/dat_tiny",

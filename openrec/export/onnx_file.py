@@ -82,7 +82,7 @@ def _convert(program: Any, opset: int) -> Any:
 
     names: dict[str, Any] = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME], "optimize": False}
     try:
-        made = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False, **names)
+        made: Any = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False, **names)
     except Exception as error:  # the exporter may raise anything
         lines = [line.strip() for line in str(error).splitlines() if "rror when" in line]
         raise ConfigError(f"export: a layer has no ONNX form: {(lines or [str(error)])[-1][:300]}") from error

@@ -150,9 +150,9 @@ class Subject(nn.Module):
         return next((int(h) for h in reversed(heights) if h), bucket_size(5)[1])
 
     def example(self, sizes: Sizes, batch: int = 2) -> Tensor:
-        """A batch to trace with: inside all ranges, with sides that differ."""
+        """A batch to trace with: inside all ranges, sides differ, and no window or stride divides the map's width."""
         channels = int(self.card.config["Architecture"].get("in_channels", 3))
-        width = min(max(sizes.width[0], 96), sizes.width[1])
+        width = min(max(sizes.width[0], 92), sizes.width[1])
         generator = torch.Generator().manual_seed(0)
         return torch.rand(batch, channels, sizes.height[1], width, generator=generator) * 2 - 1
 

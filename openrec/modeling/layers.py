@@ -222,6 +222,11 @@ def as_vector(like: Tensor, *values: float) -> Tensor:
     return torch.stack([like.new_full((), value) for value in values])
 
 
+def maybe(*numbers: int) -> bool:
+    """Whether one of them is not zero, or is a size that an exporter leaves free, which may be either."""
+    return any(isinstance(number, torch.SymInt) or number for number in numbers)
+
+
 def flatten_map(x: Tensor) -> Tensor:
     """``[B, C, H, W] -> [B, H*W, C]``, row by row (a view when the memory is channels-last)."""
     return x.flatten(2).transpose(1, 2)

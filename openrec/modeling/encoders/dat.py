@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.prenorm import PreNormBlock
 from openrec.modeling.encoders.svtrv2_blocks import Act, Size
-from openrec.modeling.layers import LayerNorm2d, as_vector, dot_product_attention, guard, linear, trunc_normal_
+from openrec.modeling.layers import LayerNorm2d, as_vector, dot_product_attention, guard, linear, maybe, trunc_normal_
 from openrec.modeling.record import record, recording
 from openrec.ops import deform_sample
 
@@ -133,7 +133,7 @@ class DATAttention(nn.Module):
         b, h, w = q.shape[:3]
         maps = q.unflatten(-1, (self.n_groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B*groups, C/groups, H, W]
         bottom, right = (-n % r if k == 0 else 0 for n, r, k in zip((h, w), self.stride, self.padding))
-        offset = self.conv_offset(F.pad(maps, (0, right, 0, bottom)) if bottom or right else maps)
+        offset = self.conv_offset(F.pad(maps, (0, right, 0, bottom)) if maybe(bottom, right) else maps)
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         hk, wk = offset.shape[2:]
         offset = offset.permute(0, 2, 3, 1).unflatten(0, (b, self.n_groups))

@@ -69,7 +69,7 @@ class DATEncoder(SVTRv2Mamba):
         ):
             if len(values) != len(mixer):
                 raise ConfigError(f"Encoder.{name} must hold one value per stage ({len(mixer)}), got {values}.")
-        own = {"n_groups": n_groups, "stride": stride, "ksize": ksize, "window_size": window_size}
+        own: dict[str, Any] = {"n_groups": n_groups, "stride": stride, "ksize": ksize, "window_size": window_size}
         own |= {"offset_range": offset_range, "ref_mode": ref_mode, "use_rpb": use_rpb, "mixer_cfg": mixer_cfg}
         super().__init__(
             max_sz,

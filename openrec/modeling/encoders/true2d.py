@@ -27,6 +27,7 @@ from openrec.modeling.layers import (
     drop_path_rates,
     guard,
     init_free,
+    maybe,
     trunc_normal_,
 )
 from openrec.modeling.layers import drop_path as stochastic_depth
@@ -138,7 +139,7 @@ class True2DAttention(nn.Module):
 
 
 class Windows:
-    """How a map is cut into windows.
+    """How a map is cut into windows. Of a size that an exporter leaves free, the cut that is right for every size.
 
     Attributes:
         size: (height, width) of a window; number: windows per map; cuts: False when one window holds the map.
@@ -146,23 +147,26 @@ class Windows:
 
     def __init__(self, size: Size, window: Size | None, shift: bool):
         self.map = size
-        self.size = size if window is None else (min(window[0], size[0]), min(window[1], size[1]))
-        rows, columns = (-(-m // s) for m, s in zip(self.map, self.size))
+        self.size = size
+        rows = columns = 1
+        if window is not None:
+            self.size = (torch.sym_min(window[0], size[0]), torch.sym_min(window[1], size[1]))
+            rows, columns = ((m + s - 1) // s for m, s in zip(self.map, self.size))  # ONNX rounds -m // s up
         self.grid, self.number = (rows, columns), rows * columns
         self.padded = (rows * self.size[0], columns * self.size[1])
-        self.roll = tuple(s // 2 if shift and s < m else 0 for m, s in zip(self.map, self.size))
-        self.cuts = self.number > 1
+        # half a window where the map is larger than one
+        self.roll = tuple(s // 2 * torch.sym_min(1, m // (s + 1)) if shift else 0 for m, s in zip(self.map, self.size))
+        self.cuts = maybe(self.number - 1)
 
     def cut(self, x: Tensor) -> Tensor:
         """``[B, h, w, C] -> [B, windows, n, C]``: pad at the right and the bottom, roll, partition."""
         bottom, right = self.padded[0] - self.map[0], self.padded[1] - self.map[1]
-        if bottom or right:
+        if maybe(bottom, right):
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         return self._partition(x)
 
     def _partition(self, x: Tensor) -> Tensor:
-        if any(self.roll):
-            x = x.roll((-self.roll[0], -self.roll[1]), (1, 2))
+        x = _rolled(x, -self.roll[0], -self.roll[1])
         x = x.unflatten(2, (self.grid[1], self.size[1])).unflatten(1, (self.grid[0], self.size[0]))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
@@ -170,9 +174,8 @@ class Windows:
         """The inverse of ``cut``."""
         x = x.unflatten(2, self.size).unflatten(1, self.grid).transpose(2, 3)
         x = x.flatten(3, 4).flatten(1, 2)  # [B, padded height, padded width, C]
-        if any(self.roll):
-            x = x.roll(self.roll, (1, 2))
-        return x[:, : self.map[0], : self.map[1]]
+        x = _rolled(x, *self.roll)
+        return x.narrow(1, 0, self.map[0]).narrow(2, 0, self.map[1])  # a slice of all would vanish from a graph
 
     def visible(self, device: torch.device) -> Tensor | None:
         """Bool ``[windows, n (queries), n (keys)]``; None: every key of a window may be looked at.
@@ -180,7 +183,7 @@ class Windows:
         Padding is never looked at (except by padding, whose rows must not be empty), and what the roll brought
         together from opposite ends of the map stays apart.
         """
-        if self.padded == self.map and not any(self.roll):
+        if not maybe(self.padded[0] - self.map[0], self.padded[1] - self.map[1], *self.roll):
             return None
         # per axis: 0 on the map, 1 where the roll wrapped around; and whether a position is padding
         wrapped, real = [], []
@@ -194,6 +197,19 @@ class Windows:
         region, inside = both[..., 0], both[..., 1].bool()
         same = region[:, :, None] == region[:, None, :]
         return same & (inside[:, None, :] | ~inside[:, :, None])
+
+
+def _rolled(x: Tensor, down: int, right: int) -> Tensor:
+    """``[B, h, w, C]``, moved around by so many positions."""
+    for axis, number in ((1, down), (2, right)):
+        if isinstance(number, torch.SymInt):  # ONNX rolls by constants only
+            size = x.shape[axis]
+            place = torch.arange(size, device=x.device) - number
+            place = torch.where(place < 0, place + size, place)
+            x = x.index_select(axis, torch.where(place < size, place, place - size))
+        elif number:
+            x = x.roll(number, axis)
+    return x
 
 
 def window_pair(window: int | Sequence[int] | None) -> Size | None:
