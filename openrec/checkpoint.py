@@ -140,6 +140,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: missing, damaged, or holding anything else.
     """
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise CheckpointError(f'"{path}" is a directory. Expected a checkpoint file, such as best.pth in it.')
     if not file.is_file():
         raise CheckpointError(
             f'"{path}" not found (working directory: {Path.cwd()}). Expected a checkpoint file such as '
@@ -150,7 +152,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     else:
         content = _read_torch(file)
     if not isinstance(content, Mapping):
-        raise CheckpointError(f'"{path}" holds a {type(content).__name__}. Expected a dict with "state_dict".')
+        raise CheckpointError(
+            f'"{path}" holds a {type(content).__name__}. Expected a dict with "state_dict", as training writes it.'
+        )
     content = plain(content)
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), Mapping):
@@ -198,6 +202,14 @@ def _unreadable(file: Path, name: str, error: Exception) -> str:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = next((line for line in lines if "unsupported" in line.lower()), lines[0] if lines else "damaged")[:200]
+    with open(file, "rb") as stream:
+        start = stream.read(2)
+    if not start:
+        reason = "the file is empty"
+    elif start == b"PK" and "central directory" in reason:
+        reason = "its end is missing"
+    elif start != b"PK" and start[:1] != b"\x80":  # neither an archive nor a pickle
+        reason = "not a file of torch.save"
     return f'"{file}" cannot be read ({reason}). It is incomplete, or no checkpoint; copy it again or use another one.'
 
 

@@ -102,11 +102,17 @@ def _global(section: Mapping[str, Any], mode: str) -> list[str]:
     problems = _keys(section, keys, "Global")
     for name in ("pretrained_model", "checkpoints"):
         path = section.get(name)
-        if isinstance(path, str) and path and not Path(path).expanduser().exists():
+        file = Path(path).expanduser() if isinstance(path, str) and path else None
+        near = sorted(p.name for p in (file if file.is_dir() else file.parent).glob("*.pth")) if file else []
+        if file and not file.exists():
             problems.append(
-                f'Global.{name}: "{path}" not found (working directory: {Path.cwd()}). '
+                f'Global.{name}: "{path}" not found (working directory: {Path.cwd()}).'
+                f"{registry.nearest(file.name, near[:20])} "
                 "Correct the path, or set it to null to start from new weights."
             )
+        elif file and file.is_dir():
+            inside = f"give one of its files: {', '.join(near[:8])}" if near else "no .pth is in it"
+            problems.append(f'Global.{name}: "{path}" is a directory; expected a checkpoint file, {inside}.')
     return problems
 
 
@@ -144,7 +150,9 @@ def _optimizer(section: Mapping[str, Any]) -> list[str]:
     import torch
 
     problems = schema.problems_of(section, schema.OPTIMIZER_EXTRA, "Optimizer")
-    name = section.get("name")
+    name, lr = section.get("name"), section.get("lr")
+    if isinstance(lr, (int, float)) and not isinstance(lr, bool) and not lr > 0:
+        problems.append(f"Optimizer.lr: expected a positive number, got {lr!r}.")
     if not isinstance(name, str):
         return problems
     known = optimizer_names()
@@ -175,7 +183,7 @@ def _data(section: Mapping[str, Any], where: str) -> list[str]:
     if isinstance(sampler, Mapping):
         problems += named("sampler", sampler, f"{where}.sampler")
         _warn_unused_beside_sampler(sampler, loader if isinstance(loader, Mapping) else {}, where)
-    elif sampler is None and isinstance(loader, Mapping) and not loader.get("batch_size_per_card"):
+    elif sampler is None and isinstance(loader, Mapping) and loader.get("batch_size_per_card") is None:
         problems.append(f"{where}.loader.batch_size_per_card: missing; it is needed where there is no sampler.")
     return problems
 
@@ -184,9 +192,7 @@ def _warn_unused_beside_sampler(sampler: Mapping[str, Any], loader: Mapping[str,
     for key in ("batch_size_per_card", "drop_last"):
         if key in loader:
             at = f"{where}.loader"
-            registry.warn_once(
-                at, key, f"{at}.{key} has no effect: {where}.sampler ({sampler.get('name')}) makes the batches."
-            )
+            registry.warn_once(at, key, f"{at}.{key} has no effect: {where}.sampler makes the batches.")
     scales = sampler.get("scales")
     if sampler.get("name") == "RatioSampler" and isinstance(scales, Sequence) and len(scales) > 1:
         at = f"{where}.sampler"
@@ -271,6 +277,8 @@ def _argument_kinds(target: Any, config: Mapping[str, Any], where: str) -> list[
             problems.append(
                 f"{where}.{key}: expected {_wording(hints[key])}, got {value!r}{schema.quoted_number_hint(value)}."
             )
+        elif "drop" in key and hints.get(key) is float and not 0 <= value < 1:
+            problems.append(f"{where}.{key}: expected a probability, at least 0 and below 1, got {value!r}.")
     return problems
 
 
@@ -352,6 +360,7 @@ def _fit(config: Mapping[str, Any], mode: str) -> list[str]:
         )
     if mode == "train":
         problems += _fit_training(config, decoder, loss, is_gtc, both)
+    problems += _fit_family(config, mode)
     return problems + detector_problems(config, mode) + image_problems(config, mode)
 
 
@@ -375,6 +384,66 @@ def _fit_training(config: Mapping[str, Any], decoder: Any, loss: Any, is_gtc: bo
             "branch trains it: the encoder keeps its weights. Set use_guide: False to train all of the model.",
         )
     return problems + _fit_sub_strings(config, decoder)
+
+
+# How a head writes a text down decides its loss, its labels and how its results are read.
+_FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ctc": {
+        "decoder": ("CTCDecoder", "RCTCDecoder"),
+        "loss": ("CTCLoss",),
+        "postprocess": ("CTCLabelDecode",),
+        "op": ("CTCLabelEncode",),
+    },
+    "ar": {
+        "decoder": (
+            "ASTERDecoder", "DRAWAttnDecoder", "HardAttnDecoder", "NRTRDecoder", "SoftAttnDecoder", "True2DDecoder",
+        ),
+        "loss": ("ARLoss", "HardAttnLoss"),
+        "postprocess": ("ARLabelDecode", "NRTRLabelDecode"),
+        "op": ("ARLabelEncode",),
+    },
+    "smtr": {
+        "decoder": ("SMTRDecoder",),
+        "loss": ("SMTRLoss",),
+        "postprocess": ("SMTRLabelDecode",),
+        "op": ("SMTRLabelEncode",),
+    },
+}  # fmt: skip
+
+
+def _family(section: str, name: str) -> str | None:
+    return next((family for family, parts in _FAMILIES.items() if name in parts[section]), None)
+
+
+def _fit_family(config: Mapping[str, Any], mode: str) -> list[str]:
+    """Loss, results and labels of a head of a known family; parts of no family (GTC, own ones) go with anything."""
+    decoder = config["Architecture"]["Decoder"]["name"]
+    family = _family("decoder", decoder)
+    if family is None:
+        return []
+    data = ("Train", "Eval") if mode == "train" else ("Eval",)
+    given = [("PostProcess.name", "postprocess", config["PostProcess"]["name"])]
+    given += [("Loss.name", "loss", config["Loss"]["name"])] if mode == "train" else []
+    for name in data:
+        ops = ((config.get(name) or {}).get("dataset") or {}).get("transforms") or []
+        given += [(f"{name}.dataset.transforms.{i}", "op", str(_op_parts(op)[0])) for i, op in enumerate(ops)]
+    problems = [
+        f"{where}: {name} does not go with {decoder}; use {' or '.join(_FAMILIES[family][section])}."
+        for where, section, name in given
+        if _family(section, name) not in (None, family)
+    ]
+    return problems + [p for name in data for p in _fit_kept(config, name, family)]
+
+
+def _fit_kept(config: Mapping[str, Any], where: str, family: str) -> list[str]:
+    """The loss and the metric find label and length by their places in the batch."""
+    ops = ((config.get(where) or {}).get("dataset") or {}).get("transforms")
+    if family == "smtr" or not ops:
+        return []
+    wanted, kept = ["image", "label", "length"], list((_op_parts(ops[-1])[1] or {}).get("keep_keys") or ())
+    if kept[:3] == wanted:
+        return []
+    return [f"{where}.dataset.transforms: KeepKeys.keep_keys must begin with [{', '.join(wanted)}], got {kept}."]
 
 
 def _fit_sub_strings(config: Mapping[str, Any], decoder: Any) -> list[str]:

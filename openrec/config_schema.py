@@ -19,13 +19,15 @@ REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 class Key:
     """One key: its kind (a name in ``KINDS``), its default and what it means.
 
-    ``default`` may be ``REQUIRED``. ``ignored`` keys are accepted with one warning and do nothing.
+    ``default`` may be ``REQUIRED``. ``ignored`` keys are accepted with one warning and do nothing. ``least`` is
+    the smallest number that makes sense.
     """
 
     kind: str
     default: Any
     meaning: str
     ignored: bool = False
+    least: float | None = None
 
 
 def _is_int(value: Any) -> bool:
@@ -76,9 +78,9 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 GLOBAL: dict[str, Key] = {
     "device": Key("device", "gpu", "gpu falls back to the CPU, with a log line, where there is no GPU"),
-    "epoch_num": Key("int", REQUIRED, "number of epochs (also spelt epochs)"),
-    "log_smooth_window": Key("int", 20, "logged values are medians over that many iterations"),
-    "print_batch_step": Key("int", 10, "one log line every that many steps"),
+    "epoch_num": Key("int", REQUIRED, "number of epochs (also spelt epochs)", least=1),
+    "log_smooth_window": Key("int", 20, "logged values are medians over that many iterations", least=1),
+    "print_batch_step": Key("int", 10, "one log line every that many steps", least=1),
     "output_dir": Key("str", "output", "directory for logs and checkpoints; made if missing"),
     "save_epoch_step": Key("pair", [0, 1], "[start, every]: keep epoch_<e>.pth when e > start, every that many epochs"),
     "save_iter_step": Key(
@@ -94,15 +96,15 @@ GLOBAL: dict[str, Key] = {
     "use_tensorboard": Key("bool", False, "write TensorBoard files; needs tensorboard, nothing else"),
     "infer_img": Key("path", None, "image file or directory for tools/infer_rec.py"),
     "character_dict_path": Key("path", None, "dictionary, one character a line; null: 0-9a-z, labels lower-cased"),
-    "max_text_length": Key("int", 25, "labels with more characters are not used in training"),
+    "max_text_length": Key("int", 25, "labels with more characters are not used in training", least=1),
     "use_space_char": Key("bool", False, "append the space to the dictionary, for encoders and decoders alike"),
     "use_amp": Key(
         "bool or auto",
         False,
         "bf16 autocast in training and evaluation; auto: where the device computes bf16 itself",
     ),
-    "grad_clip_val": Key("float", 0, "largest L2 norm of the gradient; 0 is off"),
-    "accumulation_steps": Key("int", 1, "batches per optimizer step"),
+    "grad_clip_val": Key("float", 0, "largest L2 norm of the gradient; 0 is off", least=0),
+    "accumulation_steps": Key("int", 1, "batches per optimizer step", least=1),
     "use_sync_bn": Key("bool", False, "BatchNorm statistics over all ranks"),
     "seed": Key("int", 48, "seed of weights, order and augmentation"),
     "export_dir": Key("path", None, "directory for exported models"),
@@ -110,14 +112,16 @@ GLOBAL: dict[str, Key] = {
     "onnx_model_path": Key("path", None, "model file for backend: onnx"),
     # of this project
     "auto_resume": Key("bool", True, "continue at output_dir/latest.pth when it is there"),
-    "save_latest_step": Key("int", 500, "write latest.pth every that many optimizer steps; 0: after each epoch only"),
+    "save_latest_step": Key(
+        "int", 500, "write latest.pth every that many optimizer steps; 0: after each epoch only", least=0
+    ),
     "use_ema": Key("bool", False, "keep an exponential moving average of the weights; evaluate and save it too"),
     "ema_decay": Key("float", 0.9999, "decay of that average per optimizer step"),
     "compile": Key("bool", False, "torch.compile the model"),
     "eval_at_start": Key("bool", False, "evaluate once before the first step"),
     "diagnose": Key("bool", False, "log numbers on what the model does inside, and warn where they look wrong"),
-    "diagnose_step": Key("int or null", None, "do that every that many steps; null: print_batch_step"),
-    "max_steps": Key("int or null", None, "stop after that many optimizer steps of the run"),
+    "diagnose_step": Key("int or null", None, "do that every that many steps; null: print_batch_step", least=1),
+    "max_steps": Key("int or null", None, "stop after that many optimizer steps of the run", least=1),
     "max_minutes": Key(
         "float or null", None, "save and stop after that many minutes of this call; the same command continues"
     ),
@@ -174,7 +178,7 @@ ARCHITECTURE: dict[str, Key] = {
 OPTIMIZER_EXTRA: dict[str, Key] = {
     "name": Key("str", REQUIRED, "a class of torch.optim"),
     "lr": Key("float", REQUIRED, "learning rate of the whole global batch; not scaled automatically"),
-    "weight_decay": Key("float", 0, "decoupled or L2, as the class does it"),
+    "weight_decay": Key("float", 0, "decoupled or L2, as the class does it", least=0),
     "filter_bias_and_bn": Key("bool", False, "no weight decay for biases, norms and what the model names"),
     "lr_mult": Key("mapping", {}, "{part of a parameter name: factor}; the first match wins"),
 }
@@ -187,12 +191,12 @@ DATA: dict[str, Key] = {
 
 LOADER: dict[str, Key] = {
     "shuffle": Key("bool", False, "another order in every epoch; a sampler shuffles training data anyway"),
-    "batch_size_per_card": Key("int", 1, "samples per batch and process where there is no sampler"),
+    "batch_size_per_card": Key("int", 1, "samples per batch and process where there is no sampler", least=1),
     "drop_last": Key("bool", False, "leave out a last, smaller batch where there is no sampler"),
-    "num_workers": Key("int", 0, "loader processes"),
+    "num_workers": Key("int", 0, "loader processes", least=0),
     "pin_memory": Key("bool", False, "page-locked batches for faster copies to a GPU"),
-    "max_ratio": Key("int", 10, "largest ratio bucket of Ratio* datasets"),
-    "min_ratio": Key("int", 1, "smallest ratio bucket of Ratio* datasets"),
+    "max_ratio": Key("int", 10, "largest ratio bucket of Ratio* datasets", least=1),
+    "min_ratio": Key("int", 1, "smallest ratio bucket of Ratio* datasets", least=1),
     "collate_fn": Key("path", None, "name of a collate function; null: the usual one"),
     "start_method": Key("path", None, "how workers start: fork, spawn or forkserver; null: the platform's way"),
 }
@@ -221,8 +225,11 @@ def problems_of(config: Mapping[str, Any], keys: Mapping[str, Key], where: str) 
                 problems.append(f"{at}: missing. It is needed: {key.meaning}.")
             continue
         test, wording = KINDS[key.kind]
-        if not test(config[name]):
-            problems.append(f"{at}: expected {wording}, got {config[name]!r}{quoted_number_hint(config[name])}.")
+        value = config[name]
+        if not test(value):
+            problems.append(f"{at}: expected {wording}, got {value!r}{quoted_number_hint(value)}.")
+        elif key.least is not None and value is not None and value < key.least:
+            problems.append(f"{at}: expected {wording}, at least {key.least:g}, got {value!r}.")
     return problems
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from openrec.errors import ConfigError
+from openrec.registry import nearest
 
 Place = tuple[Any, ...]  # keys (str) and list positions (int) from the top of the config
 
@@ -170,6 +171,8 @@ def _short(error: Exception) -> str:
     """A PyYAML error in one line, with its line number."""
     mark = getattr(error, "problem_mark", None)
     text = getattr(error, "problem", None) or str(error)
+    if "'\\t'" in str(text):
+        text = "a tab stands where only spaces are allowed; indent with spaces"
     return f"{text} (line {mark.line + 1}, column {mark.column + 1})" if mark else " ".join(str(text).split())
 
 
@@ -295,6 +298,8 @@ def _check_file(file: Path) -> None:
     if not file.is_file():
         near = sorted(p.name for p in file.parent.glob("*.y*ml"))[:8] if file.parent.is_dir() else []
         hint = f" In that directory: {', '.join(near)}." if near else ""
+        close = nearest(file.name, (p.name for p in file.parent.glob("*.y*ml"))) if near else ""
+        hint += close if "Did you mean" in close else ""
         raise ConfigError(
             f'config file "{file}" not found (working directory: {Path.cwd()}).{hint} '
             "Check the path after -c or _BASE_; ready-made configs stand in configs/rec/."

@@ -148,8 +148,12 @@ TOLERATED: dict[str, tuple[str, ...]] = {
 _warned: set[tuple[str, str]] = set()
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``' Did you mean "x"?'`` for the closest known word, or the list of all of them when none is close."""
+# Parameters that the program fills in: a misspelt one is recognised, but no list of keys offers them.
+_FILLED_IN = frozenset({"charset", "global_config", "in_channels", "is_training", "mode", "out_channels"})
+
+
+def nearest(word: str, known: Iterable[str], hidden: Iterable[str] = ()) -> str:
+    """``' Did you mean "x"?'`` for the closest known word, or the list of all but ``hidden`` when none is close."""
     known = sorted(str(k) for k in known)
     lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.6)
@@ -158,7 +162,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
         close = inside if len(inside) == 1 else []
     if close:
         return f' Did you mean "{lower[close[0]]}"?'
-    return f" Known: {', '.join(known)}." if known else ""
+    shown = [k for k in known if k not in set(hidden)]
+    return f" Known: {', '.join(shown)}." if shown else ""
 
 
 def names(section: str) -> list[str]:
@@ -210,7 +215,9 @@ def check_keys(target: Any, config: Mapping[str, Any], where: str, given: Iterab
         if aliases.get(key) in known:
             continue
         if key not in known:
-            problems.append(f"{where}.{key}: {target.__name__} has no such key.{nearest(key, [*known, 'name'])}")
+            problems.append(
+                f"{where}.{key}: {target.__name__} has no such key.{nearest(key, [*known, 'name'], _FILLED_IN)}"
+            )
             continue
         inner = getattr(target, "nested", {}).get(key)
         if inner is not None and value is not None:

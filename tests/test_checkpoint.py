@@ -135,6 +135,29 @@ def test_t20_nothing_in_a_file_is_run(tmp_path, thing):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("text.pth", b"hello world", "not a file of torch.save"),
+        ("notes.md", b"# Title", "not a file of torch.save"),
+        ("empty.pth", b"", "the file is empty"),
+        ("cut.pth", None, "its end is missing"),
+    ],
+)
+def test_why_a_file_cannot_be_read(tmp_path, name, data, reason):
+    save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2] if data is None else data)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(tmp_path / name)
+    assert f"cannot be read ({reason}). It is incomplete, or no checkpoint" in str(error.value)
+
+
+def test_a_directory_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is a directory\. Expected a checkpoint file, such as best\.pth in it"):
+        read_checkpoint(tmp_path)
+
+
 def test_files_that_are_no_checkpoints(tmp_path):
     save_checkpoint({"state_dict": {"w": torch.zeros(1000)}}, tmp_path / "cut.pth")
     data = (tmp_path / "cut.pth").read_bytes()

@@ -14,6 +14,7 @@ from openrec.config_check import check_config, fits
 from openrec.config_yaml import dump, parse
 from openrec.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[1]
 ENGLISH = "./tools/utils/EN_symbol_dict.txt"
 
 
@@ -420,3 +421,48 @@ def test_tools_end_with_one_message_and_a_status():
         assert done.returncode == status and text in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run([sys.executable, "-c", code.format("ZeroDivisionError")], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("Global.max_text_length=0", "Global.max_text_length: expected a whole number, at least 1, got 0."),
+        ("Global.epoch_num=0", "Global.epoch_num: expected a whole number, at least 1, got 0."),
+        ("Global.grad_clip_val=-1", "Global.grad_clip_val: expected a number, at least 0, got -1."),
+        ("Optimizer.lr=-0.1", "Optimizer.lr: expected a positive number, got -0.1."),
+        ("Optimizer.weight_decay=-1", "Optimizer.weight_decay: expected a number, at least 0, got -1."),
+        ("Train.loader.num_workers=-1", "Train.loader.num_workers: expected a whole number, at least 0, got -1."),
+        ("Train.loader.batch_size_per_card=0", "batch_size_per_card: expected a whole number, at least 1, got 0."),
+        ("Architecture.Encoder.drop_path_rate=1.5", "expected a probability, at least 0 and below 1, got 1.5."),
+        ("Architecture.Decoder.name=NRTRDecoder", "Loss.name: CTCLoss does not go with NRTRDecoder; use ARLoss"),
+        ("PostProcess.name=ARLabelDecode", "ARLabelDecode does not go with RCTCDecoder; use CTCLabelDecode."),
+        ("Train.dataset.transforms.1={ARLabelEncode: }", "transforms.1: ARLabelEncode does not go with RCTCDecoder"),
+        ("Eval.dataset.transforms.1={ARLabelEncode: }", "Eval.dataset.transforms.1: ARLabelEncode does not go with"),
+        (
+            "Train.dataset.transforms.KeepKeys.keep_keys=[image]",
+            "must begin with [image, label, length], got ['image']",
+        ),
+        ("Train.dataset.name=SimpleDataSet", "Known: data_dir, delimiter, label_file_list, name, ratio_list, seed, t"),
+        (
+            f"Global.pretrained_model={ROOT / 'configs'}",
+            'configs" is a directory; expected a checkpoint file, no .pth is in it.',
+        ),
+    ],
+)
+def test_numbers_and_parts_that_cannot_work_are_named_before_any_data_is_read(word, message):
+    config = load_config(ROOT / "configs/rec/svtrv2/svtrv2_mamba_tiny.yml", [word])
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    assert message in str(error.value)
+
+
+def test_a_misspelt_path_names_the_nearest(write, tmp_path):
+    (tmp_path / "best.pth").write_bytes(b"")
+    write("a: 1", "tiny.yml")
+    with pytest.raises(ConfigError, match=r'Did you mean "tiny\.yml"'):
+        load_config(tmp_path / "tny.yml")
+    config = load_config(
+        ROOT / "configs/rec/svtrv2/svtrv2_mamba_tiny.yml", [f"Global.pretrained_model={tmp_path / 'bset.pth'}"]
+    )
+    with pytest.raises(ConfigError, match=r'bset\.pth" not found .*Did you mean "best\.pth"'):
+        check_config(config)
