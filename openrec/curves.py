@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openrec.errors import ConfigError, DataError
+from openrec.errors import ConfigError, DataError, writing
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 
 _COMMON = ("event", "step", "epoch", "time")
 # title, event, the keys it draws in order of wish, logarithmic axis
@@ -85,6 +87,8 @@ def plot_logs(paths: Sequence[str | Path], output: str | Path, smoothing: float 
     """
     if not 0 <= smoothing < 1:
         raise ConfigError(f"smoothing: expected 0 <= smoothing < 1, got {smoothing}.")
+    if Path(output).suffix.lower() not in PICTURES:
+        raise ConfigError(f'cannot write "{output}": expected a name that ends in {", ".join(PICTURES)}.')
     logs = [read_log(path) for path in paths]
     try:
         from matplotlib.figure import Figure
@@ -101,8 +105,9 @@ def plot_logs(paths: Sequence[str | Path], output: str | Path, smoothing: float 
         _draw(axis, panel, keys, logs, smoothing)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
+    with writing(output):
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=120)
     return Path(output)
 
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, writing
 
 
 def _range(first: str, last: str) -> list[str]:
@@ -105,5 +105,6 @@ def characters_of(names: Sequence[str], extra: str = "", texts: Iterable[str] = 
 
 def write_dictionary(path: str | Path, characters: Sequence[str]) -> None:
     """UTF-8, one character a line, as ``Charset.load`` reads it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(c + "\n" for c in characters), encoding="utf-8", newline="\n")
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("".join(c + "\n" for c in characters), encoding="utf-8", newline="\n")

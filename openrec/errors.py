@@ -4,6 +4,12 @@ The command-line tools print an ``OpenRecError`` as one message and exit with st
 else keeps its traceback, because it is a fault of this project.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OpenRecError(Exception):
     """Base of all errors that a user can mend."""
@@ -28,3 +34,12 @@ class SampleError(OpenRecError):
     end-of-epoch summary; evaluation scores it all the same. ``str(error)`` is the reason: keep it
     free of the sample's own name, so that equal reasons are counted together.
     """
+
+
+@contextmanager
+def writing(path: str | os.PathLike, advice: str = "Choose another --output.") -> Iterator[None]:
+    """Within the block a file that cannot be written is a ``ConfigError`` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f'cannot write "{os.fspath(path)}" ({error.strerror or error}). {advice}') from error

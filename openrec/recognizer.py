@@ -90,7 +90,10 @@ class Recognizer:
         guided = getattr(self.post_process, "only_gtc", False)
         self.branch = branch if branch != "auto" else ("gtc" if guided else "ctc")
         if branch == "gtc" and not hasattr(self.post_process, "gtc_label_decode"):
-            raise ConfigError("branch: gtc needs a GTC model that kept its guide (infer_gtc: True); this one has none.")
+            raise ConfigError(
+                "branch: gtc needs a GTC model that kept its guide (infer_gtc: True); this one has none. "
+                "Use branch auto or ctc."
+            )
 
     @property
     def charset(self) -> Any:
@@ -152,6 +155,8 @@ class Recognizer:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size: expected at least 1, got {batch_size}.")
+        if max_pixels < 1:
+            raise ConfigError(f"max_pixels: expected at least 1, got {max_pixels}.")
         if color not in ("RGB", "BGR"):
             raise ConfigError(f"color: expected RGB or BGR, got {color!r}.")
         prepare = Prepare(self.preprocess, color, max_pixels)

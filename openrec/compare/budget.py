@@ -35,9 +35,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
-            raise ConfigError("the budget: give --steps or --minutes, one of them.")
+            raise ConfigError("the budget: give one of --steps and --minutes, e.g. --minutes 30.")
         if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
-            raise ConfigError("the budget: expected a positive number.")
+            given = self.minutes if self.steps is None else self.steps
+            raise ConfigError(f"the budget: expected a positive number of steps or minutes, got {given}.")
 
     def text(self, device: str = "cpu") -> str:
         if self.steps is not None:

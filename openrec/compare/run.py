@@ -87,7 +87,10 @@ def write_table(output: Path, names: Sequence[str] = ()) -> list[Path]:
     with locked(output, wait=True):
         results, command = finished(output, names), output / "command.txt"
         if not results:
-            raise DataError(f'no finished system in "{output}" (each has a folder with result.json).')
+            raise DataError(
+                f'no finished system in "{output}" (each has a folder with result.json). Give the --output '
+                "of an earlier comparison, or train with -c and --steps."
+            )
         return write_all(results, output, command.read_text().strip() if command.exists() else "")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from openrec.data.check import Advice, Pair, SetReport
 from openrec.data.report import reason_lines
+from openrec.errors import writing
 
 logger = logging.getLogger("openrec")
 
@@ -87,7 +88,8 @@ def _advice_lines(advice: Advice) -> list[str]:
 def write(findings: Findings, folder: str | Path) -> list[str]:
     """Report, table of problems, dictionary and histograms into ``folder``; the names of the files."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, "Choose another --out."):
+        folder.mkdir(parents=True, exist_ok=True)
     reports = [*findings.train, *findings.test]
     files = {
         "report.txt": "\n".join(findings.lines()) + "\n",

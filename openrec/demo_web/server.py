@@ -73,9 +73,10 @@ class DemoServer(ThreadingHTTPServer):
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise ConfigError(
-                f"cannot listen on {host}, port {port} ({reason}). Try --port 0 for a free one."
-            ) from error
+            advice = "Try --port 0 for a free one."
+            if isinstance(error, socket.gaierror):
+                advice = "Expected an address of this machine after --host, such as 127.0.0.1 or 0.0.0.0."
+            raise ConfigError(f"cannot listen on {host}, port {port} ({reason.rstrip('.')}). {advice}") from error
 
     @property
     def url(self) -> str:

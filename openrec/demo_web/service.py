@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from openrec.errors import ConfigError, SampleError
+from openrec.errors import ConfigError, DataError, SampleError
 from openrec.reading import word_page
 from openrec.reading.inputs import MAX_PIXELS, Source, sources
 from openrec.reading.looking import Explanation, explain
@@ -32,6 +33,9 @@ class Service:
             raise ConfigError("the page needs at least one model: --model PATH [PATH ...].")
         self.recognizers, self.max_pixels = list(recognizers), max_pixels
         self.examples = [s.content for s in sources(list(examples))[:EXAMPLES]]
+        for path in self.examples:
+            if isinstance(path, (str, os.PathLike)) and not os.path.lexists(path):
+                raise DataError(f'--images: "{path}" not found (working directory: {os.getcwd()}). Correct the path.')
         self._one_at_a_time = threading.Lock()  # two pictures at once would share the cores and help nobody
 
     def models(self) -> list[dict[str, Any]]:

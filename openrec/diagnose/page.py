@@ -15,7 +15,7 @@ from openrec.data import build_loader
 from openrec.diagnose.panels import Section, sections
 from openrec.diagnose.scalars import scalars, summary
 from openrec.diagnose.told import Seen, look
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, writing
 from openrec.reading.batches import Failed, Prepare
 from openrec.reading.inputs import MAX_PIXELS, sources
 
@@ -52,8 +52,9 @@ def write_page(seen: Seen, path: str | Path) -> Path:
             draw(axis)
             axis.set_title(caption, fontsize=7, pad=2)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=100)
     return path
 
 
@@ -95,6 +96,8 @@ def pages(
         images: files, folders, arrays; None: the first ones of the config's ``Eval``.
         count: the most pages.
     """
+    if count < 1:
+        raise ConfigError(f"count: expected at least 1 page, got {count}.")
     given = _of_eval(recognizer, config) if images is None else _of_files(recognizer, images)
     for number, item in enumerate(given):
         if number >= count:

@@ -100,18 +100,31 @@ def prepare_config(given: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def _use_test_sets(dataset: dict[str, Any], kind: str) -> None:
     """The data set that reads a benchmark: ``Eval``'s own kind, with its ``*Test`` form for English."""
-    name = dataset["name"].removesuffix("Test")
+    before = name = dataset["name"].removesuffix("Test")
     if kind == "long_simple":
         dataset["name"] = "SimpleDataSet" if not name.startswith("MultiScale") else name
-        return
+        return _keep_known(dataset, before)
     if name not in _TESTS:  # words that are rendered, picture files: their transforms decide the size
         name = "LMDBDataSet"
     steps = [next(iter(op)) if isinstance(op, Mapping) else op for op in dataset["transforms"]]
     if not any(step.startswith("DecodeImage") for step in steps):
         dataset["transforms"].insert(0, {"DecodeImagePIL": {"img_mode": "RGB"}})
     if name == "LMDBDataSet" and not any("Resize" in step for step in steps):
-        raise ConfigError("Eval.dataset.transforms: no transform resizes, and the data set does not do it either.")
+        raise ConfigError(
+            "Eval.dataset.transforms: no transform resizes, and the data set does not do it either. Add the resize "
+            "that the model was trained with, e.g. RecTVResize."
+        )
     dataset["name"] = name + "Test" if kind == "en" else name
+    _keep_known(dataset, before)
+
+
+def _keep_known(dataset: dict[str, Any], before: str) -> None:
+    """Drop what only the data set of the config knows, such as the number of words to render."""
+    if before == dataset["name"].removesuffix("Test"):
+        return
+    known = parameters(resolve("dataset", dataset["name"]))
+    for key in [key for key in dataset if key not in known and key != "name"]:
+        del dataset[key]
 
 
 def _use_ctc_alone(config: dict[str, Any]) -> None:

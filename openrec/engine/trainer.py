@@ -56,13 +56,14 @@ from openrec.engine.signals import noted_signals
 from openrec.engine.state import RunParts, due, resume_run, save_run, start_from
 from openrec.engine.step import StepResult, TrainStep
 from openrec.engine.sync_bn import use_synced_batch_norm
-from openrec.errors import OpenRecError
+from openrec.errors import ConfigError
 from openrec.losses import build_loss
 from openrec.metrics import build_metric
 from openrec.modeling import build_model
 from openrec.ops.memory import keep_freed_memory
 from openrec.optimizer import build_optimizer
 from openrec.postprocess import build_post_process
+from openrec.registry import nearest
 
 logger = logging.getLogger("openrec")
 
@@ -135,7 +136,16 @@ class Trainer:
     def _build_model(self) -> None:
         device = self.world.device
         self.post_process = build_post_process(self.config["PostProcess"], self.options, self.charset)
-        classes = self.post_process.get_character_num()
+        classes, given = (
+            self.post_process.get_character_num(),
+            self.config["Architecture"]["Decoder"].get("out_channels"),
+        )
+        if given not in (None, classes):
+            logger.warning(
+                "Architecture.Decoder.out_channels is %s, but the dictionary makes %s, which is used. Leave it out.",
+                given,
+                classes,
+            )
         self.config["Architecture"]["Decoder"]["out_channels"] = classes
         self.model: nn.Module = build_model(self.config["Architecture"])
         self.loss = build_loss(self.config["Loss"]).to(device)
@@ -146,11 +156,18 @@ class Trainer:
                 self.eval_loader, self.post_process, self.config["Metric"], self.world,
                 amp=self.amp, bar=bar,
             )  # fmt: skip
+            self._check_indicator()
         self.train_metric = build_metric(self.config["Metric"]) if self.options["cal_metric_during_train"] else None
         summary.log_model(self.model, self.charset, classes)
         self.model.to(device)
         if self.options["use_sync_bn"] and self.world.size > 1:
             self.model = use_synced_batch_norm(self.model, device)
+
+    def _check_indicator(self) -> None:
+        """Before the first step, not after the first epoch: the number that picks ``best.pth`` has to exist."""
+        known = [*build_metric(self.config["Metric"]).get_metric(), "fps", "correct"]
+        if self._main not in known:
+            raise ConfigError(f'Metric.main_indicator: no number is called "{self._main}".{nearest(self._main, known)}')
 
     def _build_optimizer(self) -> None:
         options, batches = self.options, len(self.loader)
@@ -367,7 +384,7 @@ class Trainer:
         self.board.write("EVAL", main, progress.step)
         indicator = self._main
         if indicator not in main:
-            raise OpenRecError(f"Metric.main_indicator: {indicator} is none of {', '.join(main)}.")
+            raise ConfigError(f'Metric.main_indicator: no number is called "{indicator}".{nearest(indicator, main)}')
         if main[indicator] >= progress.best.get(indicator, 0):
             progress.best = {**main, "best_epoch": progress.epoch}
             self._save("best.pth", with_optimizer=False)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openrec.errors import ConfigError
+
 
 class DropPath(nn.Module):
     """Stochastic depth: drops the whole residual branch of a sample with probability ``p`` while training.
@@ -26,7 +28,7 @@ class DropPath(nn.Module):
     def __init__(self, p: float = 0.0):
         super().__init__()
         if not 0.0 <= p < 1.0:
-            raise ValueError(f"DropPath: the drop probability must lie in [0, 1), got {p}")
+            raise ConfigError(f"drop_path_rate: expected a probability, at least 0 and below 1, got {p}.")
         self.p = float(p)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +149,10 @@ class Attention(nn.Module):
     ):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"Attention: dim {dim} cannot be split into {num_heads} heads of equal width")
+            raise ConfigError(
+                f"Attention: {dim} channels cannot be split into {num_heads} heads of equal width. "
+                "Let num_heads divide them."
+            )
         self.num_heads = num_heads
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from openrec.errors import ConfigError
+from openrec.registry import nearest
 
 logger = logging.getLogger("openrec")
 
@@ -62,7 +63,12 @@ def param_groups(
     if lr_mult:
         unused = [p for p in lr_mult if not any(key[0] == p for key in groups)]
         if unused:
-            logger.info("Optimizer.lr_mult: no parameter name contains %s.", ", ".join(unused))
+            parts = list(dict.fromkeys(part for name, _ in model.named_parameters() for part in name.split(".")))
+            logger.warning(
+                "Optimizer.lr_mult: no parameter name contains %s, so nothing changes there.%s",
+                ", ".join(unused),
+                nearest(unused[0], [part for part in parts if not part.isdigit()][:30]),
+            )
     return _as_torch(groups, lr=lr, weight_decay=weight_decay, split=split, factors=lr_mult or {})
 
 

@@ -37,7 +37,12 @@ def model_and_images(
         if a.opt:
             raise ConfigError("-o changes a config; give one with -c.")
         if not a.model or (images_needed and not a.images):
-            raise ConfigError("expected --model and --images, or -c CONFIG -o Global.infer_img=PATH.")
+            missing = " and ".join(n for n, v in (("--model", a.model), ("--images", a.images)) if not v)
+            raise ConfigError(
+                f"{missing} missing: expected --model and --images, or -c CONFIG -o Global.infer_img=PATH."
+                if images_needed
+                else "--model missing: expected --model, or -c CONFIG."
+            )
         return a.model, a.images, None, a.device
     config = load_config(a.config, a.opt)
     options = config["Global"]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from openrec.data.create_lmdb import LmdbWriter
 from openrec.data.render.fonts import load
 from openrec.data.render.renderer import RenderedWord, WordRenderer
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, writing
 
 CHUNK = 64  # words per message from a worker
 _worker: list[tuple[WordRenderer, int]] = []
@@ -80,7 +80,13 @@ def write_lmdb(
 def contact_sheet(
     renderer: WordRenderer, path: str | os.PathLike, seed: int = 0, columns: int = 8, rows: int = 12
 ) -> None:
-    """Draw the first words of a series with their labels on one picture."""
+    """Draw the first words of a series with their labels on one picture.
+
+    Raises:
+        ConfigError: the ending of ``path`` is no picture's, or it cannot be written.
+    """
+    if Path(path).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(f'cannot write "{path}": expected a name that ends in .png, .jpg or .webp.')
     cell_w, cell_h, image_h = 190, 84, 60
     sheet = Image.new("RGB", (columns * cell_w, rows * cell_h), "white")
     draw = ImageDraw.Draw(sheet)
@@ -92,4 +98,5 @@ def contact_sheet(
         sheet.paste(image, (x + 4, y + 4))
         able = next((f for f in renderer.fonts.faces if f.covers(rendered.text)), renderer.fonts.faces[0])
         draw.text((x + 4, y + 66), rendered.text, fill="black", font=load(able.path, able.index, 12))
-    sheet.save(path)
+    with writing(path, "Choose another --sheet."):
+        sheet.save(path)

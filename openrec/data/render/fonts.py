@@ -22,6 +22,7 @@ from PIL import Image, ImageFont, features
 
 from openrec.data.render.sfnt import NoCharacterMap, face_count, glyph_ids
 from openrec.errors import ConfigError
+from openrec.registry import nearest
 
 logger = logging.getLogger("openrec")
 
@@ -200,14 +201,17 @@ def find_faces(characters: Iterable[str], fonts: str | Path | Sequence[str | Pat
     wanted = "".join(sorted({c for c in characters if not c.isspace()}))
     entries = ["system"] if fonts is None else [fonts] if isinstance(fonts, (str, Path)) else list(fonts)
     paths = [e for e in entries if Path(e).expanduser().exists()]
-    names = [str(e).lower() for e in entries if e not in paths]
+    names = [str(e) for e in entries if e not in paths]
     chosen = _inspect_files(font_files(Path(p).expanduser() for p in paths), wanted)
     if names:
         system = _inspect_files(font_files(system_directories()), wanted)
         for name in names:
-            faces = [f for f in system if name in ("system", f.family.lower(), f.group.lower(), f.name.lower())]
-            if not faces and name != "system":
-                known = ", ".join(sorted({f.group for f in system})[:20])
+            low = name.lower()
+            faces = [f for f in system if low in ("system", f.family.lower(), f.group.lower(), f.name.lower())]
+            if not faces and low != "system":
+                groups = sorted({f.group for f in system})
+                close = nearest(name, groups)
+                known = close.split('"')[1] if "Did you mean" in close else ", ".join(groups[:20])
                 raise ConfigError(
                     f'fonts: "{name}" is no file, no directory and no installed family. Some here: {known}.'
                 )

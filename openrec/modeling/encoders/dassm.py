@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openrec.errors import ConfigError
 from openrec.modeling.layers import (
     LayerNorm2d,
     Linear,
@@ -39,7 +40,7 @@ class ResDWC(nn.Module):
     def __init__(self, dim: int, kernel_size: int = 3):
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"ResDWC: the kernel must be odd to keep the map's size, got {kernel_size}")
+            raise ConfigError(f"ResDWC: the kernel must be odd to keep the map's size, got {kernel_size}.")
         self.conv = nn.Conv2d(dim, dim, kernel_size, 1, kernel_size // 2, groups=dim)
         one = torch.zeros(1, 1, kernel_size, kernel_size)
         one[..., kernel_size // 2, kernel_size // 2] = 1
@@ -118,7 +119,7 @@ class Dynamic_Adaptive_Scan(nn.Module):
         )
         self.offset = Linear(channels, group * 2)
         if das_init not in ("zero", "trunc_normal"):
-            raise ValueError(f'das_init must be "zero" or "trunc_normal", got "{das_init}"')
+            raise ConfigError(f'DASSM: das_init must be "zero" or "trunc_normal", got "{das_init}".')
         (nn.init.zeros_ if das_init == "zero" else trunc_normal_)(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
         guard(self.offset.weight, self.offset.bias, decay=True)
@@ -178,14 +179,14 @@ class DASSM(nn.Module):
         super().__init__()
         inner, group = int(expand * d_model), d_model // head_dim
         if d_model % head_dim or inner % group:
-            raise ValueError(
+            raise ConfigError(
                 f"DASSM: {d_model} channels (times expand = {inner}) cannot be split into groups of head_dim "
-                f"{head_dim}; choose a head_dim that divides them"
+                f"{head_dim}; choose a head_dim that divides them."
             )
         if d_conv % 2 == 0:
-            raise ValueError(f"DASSM: d_conv must be odd to keep the map's size, got {d_conv}")
+            raise ConfigError(f"DASSM: d_conv must be odd to keep the map's size, got {d_conv}. Use 3 or 5.")
         if scan_order not in ("row", "col"):
-            raise ValueError(f'DASSM: scan_order must be "row" or "col", got "{scan_order}"')
+            raise ConfigError(f'DASSM: scan_order must be "row" or "col", got "{scan_order}".')
         self.rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
         self.d_state, self.scan_order, self.op_backend = d_state, scan_order, op_backend
         # Bare parameters, in the original's order.
@@ -249,7 +250,7 @@ def _dt_weight(inner: int, rank: int, dt_init: str, dt_scale: float) -> Tensor:
         return torch.empty(inner, rank).uniform_(-bound, bound)
     if dt_init == "constant":
         return torch.full((inner, rank), bound)
-    raise ValueError(f'DASSM: dt_init must be "random" or "constant", got "{dt_init}"')
+    raise ConfigError(f'DASSM: dt_init must be "random" or "constant", got "{dt_init}".')
 
 
 class DASSMBlock(nn.Module):
@@ -318,7 +319,7 @@ class DASSMBlock(nn.Module):
 
     def _init_convs(self, mamba_init: str) -> None:
         if mamba_init not in ("svtr", "damamba"):
-            raise ValueError(f'DASSMBlock: mamba_init must be "svtr" or "damamba", got "{mamba_init}"')
+            raise ConfigError(f'DASSMBlock: mamba_init must be "svtr" or "damamba", got "{mamba_init}".')
         for module in self.modules():
             if not isinstance(module, (nn.Conv2d, nn.Linear)) or module is self.token_mixer.da_scan.offset:
                 continue

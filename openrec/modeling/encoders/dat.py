@@ -185,9 +185,9 @@ class DATAttention(nn.Module):
         (h, w), (hm, wm) = size, self.rpb_size
         too_large = (h > hm or w > wm) if self.pe == "rpe" else self.pe == "fixed" and size != self.rpb_size
         if too_large:
-            raise ValueError(
+            raise ConfigError(
                 f"the feature map is {h}x{w}, but DAT's table of positions is for {'up to ' * (self.pe == 'rpe')}"
-                f"{hm}x{wm}: set Encoder.max_sz to the (largest) image, or mixer_cfg.DAT.pe: log_cpb"
+                f"{hm}x{wm}: set Encoder.max_sz to the (largest) image, or mixer_cfg.DAT.pe: log_cpb."
             )
         if self.pe == "fixed":
             return cast(Tensor, self.rpe_table).unsqueeze(0)

@@ -61,9 +61,9 @@ class Adaptive2DPositionalEncoding(nn.Module):
         h, w = x.shape[2:]
         rows, columns = self.h_position_encoder, self.w_position_encoder
         if h > rows.shape[2] or w > columns.shape[3]:
-            raise ValueError(
+            raise ConfigError(
                 f"the feature map is {h}x{w}, larger than the position table {rows.shape[2]}x{columns.shape[3]}: "
-                "raise Encoder.n_position"
+                "raise Encoder.n_position."
             )
         mean = F.adaptive_avg_pool2d(x, 1)
         code = self.h_scale(mean) * rows[:, :, :h] + self.w_scale(mean) * columns[..., :w]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openrec.errors import ConfigError
 from openrec.modeling.layers import (
     Attention,
     ConvBNLayer,
@@ -121,9 +122,9 @@ class ADDPosEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
         if h > self.pos_embed.shape[2] or w > self.pos_embed.shape[3]:
-            raise ValueError(
+            raise ConfigError(
                 f"the feature map is {h}x{w}, larger than the position table {tuple(self.pos_embed.shape[2:])}: "
-                "raise Encoder.max_sz to the largest image, or set Encoder.use_pos_embed: False"
+                "raise Encoder.max_sz to the largest image, or set Encoder.use_pos_embed: False."
             )
         return x + self.pos_embed[:, :, :h, :w]
 

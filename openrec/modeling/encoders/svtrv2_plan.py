@@ -59,11 +59,13 @@ def make_plan(mixer: Sequence[str | Sequence[str]], depths: Sequence[int], known
         ConfigError: unknown name, wrong length, or a mixer that meets the wrong rank.
     """
     if isinstance(mixer, str) or len(mixer) != len(depths):
-        raise ConfigError(f"Encoder.mixer must hold one list per stage ({len(depths)}, as depths), got {mixer!r}")
+        raise ConfigError(f"Encoder.mixer must hold one list per stage ({len(depths)}, as depths), got {mixer!r}.")
     stages = [parse_mixers(stage, known, f"Encoder.mixer[{i}]") for i, stage in enumerate(mixer)]
     for i, (names, depth) in enumerate(zip(stages, depths)):
         if len(names) != depth:
-            raise ConfigError(f"Encoder.mixer[{i}] names {len(names)} blocks, but depths[{i}] is {depth}: {names}")
+            raise ConfigError(
+                f"Encoder.mixer[{i}] names {len(names)} blocks, but depths[{i}] is {depth}: {names}. Change one."
+            )
     rank = first_rank = 3 if known[stages[0][0]].in_rank == 3 else 4
     before, flattened, ranks = "the stem", "", []
     for i, names in enumerate(stages):
@@ -84,13 +86,13 @@ def parse_mixers(stage: str | Sequence[str], known: Mapping[str, Mixer], where: 
         match = re.fullmatch(r"\s*(\w+)\s*(?:\*\s*(\d+)\s*)?", part) if isinstance(part, str) else None
         if match is None:
             raise ConfigError(
-                f"{where}: {part!r} is no mixer; write a name, or a compact string such as 'Conv*4, Mamba*2'"
+                f"{where}: {part!r} is no mixer; write a name, or a compact string such as 'Conv*4, Mamba*2'."
             )
         if match[1] not in known:
             raise ConfigError(f'{where}: no mixer is called "{match[1]}".{nearest(match[1], known)}')
         names += [match[1]] * int(match[2] or 1)
     if not names:
-        raise ConfigError(f"{where} is empty: every stage needs at least one block")
+        raise ConfigError(f"{where} is empty: every stage needs at least one block.")
     return names
 
 
@@ -118,7 +120,7 @@ def per_block(
     """
     lists = list(default) if given is None else list(given)
     if given is not None and len(lists) != len(depths):
-        raise ConfigError(f"Encoder.{name} must hold one list per stage ({len(depths)}), got {len(lists)}: {given}")
+        raise ConfigError(f"Encoder.{name} must hold one list per stage ({len(depths)}), got {len(lists)}: {given}.")
     lists += [[]] * (len(depths) - len(lists))
     numbers = [list(map(int, part)) if len(part) == d else [fill] * d for part, d in zip(lists, depths)]
     unused = [i for i, d in enumerate(depths) if given is not None and len(lists[i]) != d]
@@ -129,13 +131,19 @@ def check_stages(depths: Sequence[int], **lists: Sequence) -> None:
     """Refuse per-stage lists of different lengths, and empty stages."""
     for name, values in lists.items():
         if len(values) != len(depths):
-            raise ConfigError(f"Encoder.{name} has {len(values)} entries, but depths has {len(depths)}: {values}")
+            raise ConfigError(
+                f"Encoder.{name} has {len(values)} entries, but depths has {len(depths)}: {values}. Give one for each."
+            )
     if not depths or min(depths) < 1:
-        raise ConfigError(f"Encoder.depths: every stage needs at least one block, got {depths}")
+        raise ConfigError(f"Encoder.depths: every stage needs at least one block, got {depths}.")
 
 
 def check_division(dims: Sequence[int], divisors: Sequence[int], what: str) -> None:
     """Refuse a stage whose channels cannot be split into equal parts."""
     for i, (dim, n) in enumerate(zip(dims, divisors)):
         if n < 1 or dim % n:
-            raise ConfigError(f"Encoder.dims[{i}] = {dim} is not divisible by {what} = {n}")
+            near = f"; {max(1, round(dim / n)) * n} is near" if n > 0 else ""
+            raise ConfigError(
+                f"Encoder.dims[{i}] = {dim} is not divisible by {what} = {n}. "
+                f"Choose a multiple{near}, or another {what}."
+            )

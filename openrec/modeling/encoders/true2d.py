@@ -59,9 +59,9 @@ class RelativePositionBias(nn.Module):
         """``[N, N]``: place in the flattened table of the displacement from key j to query i."""
         hm, wm = self.max_size
         if h > hm or w > wm:
-            raise ValueError(
+            raise ConfigError(
                 f"the feature map is {h}x{w}, larger than the table of relative positions, {hm}x{wm}: raise "
-                "Encoder.max_sz to the largest image, or set a window_size"
+                "Encoder.max_sz to the largest image, or set a window_size."
             )
         y = torch.arange(h, device=device)[:, None].expand(h, w).flatten()
         x = torch.arange(w, device=device).expand(h, w).flatten()
