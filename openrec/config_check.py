@@ -396,9 +396,15 @@ _FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "ar": {
         "decoder": (
-            "ASTERDecoder", "DRAWAttnDecoder", "HardAttnDecoder", "NRTRDecoder", "SoftAttnDecoder", "True2DDecoder",
+            "ASTERDecoder", "DRAWAttnDecoder", "NRTRDecoder", "SoftAttnDecoder", "True2DDecoder",
         ),
-        "loss": ("ARLoss", "HardAttnLoss"),
+        "loss": ("ARLoss",),
+        "postprocess": ("ARLabelDecode", "NRTRLabelDecode"),
+        "op": ("ARLabelEncode",),
+    },
+    "hard": {
+        "decoder": ("HardAttnDecoder",),
+        "loss": ("HardAttnLoss",),
         "postprocess": ("ARLabelDecode", "NRTRLabelDecode"),
         "op": ("ARLabelEncode",),
     },
@@ -411,14 +417,14 @@ _FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def _family(section: str, name: str) -> str | None:
-    return next((family for family, parts in _FAMILIES.items() if name in parts[section]), None)
+def _families(section: str, name: str) -> list[str]:
+    return [family for family, parts in _FAMILIES.items() if name in parts[section]]
 
 
 def _fit_family(config: Mapping[str, Any], mode: str) -> list[str]:
     """Loss, results and labels of a head of a known family; parts of no family (GTC, own ones) go with anything."""
     decoder = config["Architecture"]["Decoder"]["name"]
-    family = _family("decoder", decoder)
+    family = next(iter(_families("decoder", decoder)), None)
     if family is None:
         return []
     data = ("Train", "Eval") if mode == "train" else ("Eval",)
@@ -430,7 +436,7 @@ def _fit_family(config: Mapping[str, Any], mode: str) -> list[str]:
     problems = [
         f"{where}: {name} does not go with {decoder}; use {' or '.join(_FAMILIES[family][section])}."
         for where, section, name in given
-        if _family(section, name) not in (None, family)
+        if _families(section, name) and family not in _families(section, name)
     ]
     return problems + [p for name in data for p in _fit_kept(config, name, family)]
 

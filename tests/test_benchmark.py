@@ -132,10 +132,11 @@ def test_what_the_scripts_change(world):
     long = prepare_config(gtc, "long")
     assert long["PostProcess"] == {"name": "CTCLabelDecode"} and long["Metric"]["name"] == "RecMetricLong"
     synthetic = config_in(world)
-    synthetic["Eval"]["dataset"] = {"name": "SyntheticWords", "transforms": [
+    synthetic["Eval"]["dataset"] = {"name": "SyntheticWords", "size": 9, "strength": 0.5, "transforms": [
         {"RecTVResize": {}}, {"KeepKeys": {"keep_keys": ["image"]}}]}  # fmt: skip
     dataset = prepare_config(synthetic, "en")["Eval"]["dataset"]
     assert dataset["name"] == "LMDBDataSetTest" and "DecodeImagePIL" in dataset["transforms"][0]
+    assert set(dataset) == {"name", "transforms"}  # what only rendered words know would be refused
     synthetic["Eval"] = None
     with pytest.raises(ConfigError, match="Eval"):
         prepare_config(synthetic, "en")

@@ -10,7 +10,8 @@ from lmdb_helper import encoded, picture, write_lmdb
 
 from openrec.charset import Charset
 from openrec.data.check import advise, check_set, look_of, records_of, same_pictures
-from openrec.errors import DataError
+from openrec.data.check_report import Findings, write
+from openrec.errors import ConfigError, DataError
 
 
 def png(image):
@@ -163,3 +164,9 @@ def test_tool(folder, tmp_path):
         image = cv2.imread(str(tmp_path / name))
         assert image is not None and image.std() > 10
     assert case.run_tool("check_data.py", *words, "--strict").returncode == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r'cannot write ".*file/report" \(.*\)\. Choose another --out\.'):
+        write(Findings([], []), tmp_path / "file" / "report")

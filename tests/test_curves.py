@@ -45,6 +45,10 @@ def test_what_is_read(tmp_path):
         read_log(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="smoothing"):
         plot_logs([tmp_path / "a"], tmp_path / "x.png", smoothing=1)
+    with pytest.raises(ConfigError, match=r"expected a name that ends in \.png, \.svg"):
+        plot_logs([tmp_path / "a"], tmp_path / "x.xyz")
+    with pytest.raises(ConfigError, match=r'cannot write ".*empty\.jsonl/x\.png" .*Choose another --output'):
+        plot_logs([tmp_path / "a"], tmp_path / "empty.jsonl" / "x.png")
 
 
 def test_smoothing_starts_without_bias():

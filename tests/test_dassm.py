@@ -5,6 +5,7 @@ import torch
 from golden_check import check_module, load_cases
 from torch import nn
 
+from openrec.errors import ConfigError
 from openrec.modeling.encoders.svtrv2_mamba import (
     DASSM,
     ConvFFN,
@@ -160,5 +161,6 @@ def test_identity_kernel_is_added_apart_under_autocast():
     ],
 )
 def test_refusals(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         DASSM(32, **arguments)(torch.zeros(1, 32, 2, 2))
+    assert "op_backend" in arguments or isinstance(error.value, ConfigError)  # a sentence for who wrote the YAML

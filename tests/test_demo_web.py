@@ -18,7 +18,7 @@ from PIL import Image
 
 from openrec.demo_web.server import DemoServer, is_loopback
 from openrec.demo_web.service import Service
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, DataError
 from openrec.recognizer import load
 
 MAMBA = {
@@ -218,8 +218,12 @@ def test_loopback_unless_told_otherwise(server, place):
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.2", "example.org", "", "localhost.example.org")))
     with pytest.raises(ConfigError, match="Try --port 0"):
         DemoServer(server.service, port=server.server_address[1])
+    with pytest.raises(ConfigError, match="Expected an address of this machine after --host"):
+        DemoServer(server.service, "no-such-host.invalid", 0)
     with pytest.raises(ConfigError, match="needs at least one model"):
         Service([])
+    with pytest.raises(DataError, match=r'--images: "nowhere\.png" not found'):
+        Service(server.service.recognizers, ["nowhere.png"])
 
 
 def test_tool_listens_and_ends(place):

@@ -66,6 +66,11 @@ def test_pages_of_files_and_of_eval(recognizer, tmp_path):
     assert made[1][1] is None
     made = list(pages(recognizer, tmp_path / "eval", None, count=1))
     assert len(made) == 1 and made[0][0].truth and made[0][1].exists()
+    with pytest.raises(ConfigError, match="expected at least 1 page, got 0"):
+        list(pages(recognizer, tmp_path / "eval", None, count=0))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write .*Choose another --output"):
+        list(pages(recognizer, tmp_path / "file", folder))
     with pytest.raises(ConfigError, match="--images"):
         list(pages(recognizer, tmp_path / "eval", None, {"Eval": None}))
 

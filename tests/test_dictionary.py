@@ -55,6 +55,12 @@ def test_unknown_set_and_nothing():
         characters_of([])
 
 
+def test_a_place_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r'cannot write ".*file/d\.txt" \(.*\)\. Choose another --output'):
+        write_dictionary(tmp_path / "file" / "d.txt", "ab")
+
+
 def test_tool(tmp_path):
     (tmp_path / "labels.tsv").write_text("a.png\té b\nb.png\t1\n", encoding="utf-8")
     done = case.run_tool(

@@ -16,7 +16,7 @@ from openrec.checkpoint import read_checkpoint, save_checkpoint
 from openrec.engine import trainer as trainer_module
 from openrec.engine.evaluation import evaluate_config
 from openrec.engine.trainer import Trainer
-from openrec.errors import CheckpointError, ConfigError, OpenRecError
+from openrec.errors import CheckpointError, ConfigError, DataError, OpenRecError
 
 LINE = re.compile(
     r"\[\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\] openrec INFO: epoch: \[(\d+)/2\], global_step: (\d+), lr: \d+\.\d{6}, "
@@ -245,6 +245,24 @@ def test_t51_every_run_has_its_own_log(tmp_path):
 def test_t17_t18_an_evaluation_set_that_cannot_be_used_is_an_error(tmp_path):
     with pytest.raises(OpenRecError):
         run(tmp_path, {"Eval.dataset.data_dir": str(tmp_path / "nothere")})
+
+
+def test_training_data_that_cannot_be_read_end_the_run_after_one_epoch(tmp_path):
+    with pytest.raises(DataError, match=r"epoch 1: not one training sample could be used; .*skipped\.tsv"):
+        run(tmp_path, bad=range(1, 23))
+    assert (tmp_path / "out" / "skipped.tsv").read_text().count("\n") == 22
+
+
+def test_an_unknown_indicator_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ConfigError, match=r'main_indicator: no number is called "accuracy"\. Known: acc, correct, fps'):
+        run(tmp_path, {"Metric.main_indicator": "accuracy"})
+    assert not (tmp_path / "out" / "latest.pth").exists()
+
+
+def test_another_number_of_classes_than_the_dictionary_has_is_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "openrec"):
+        run(tmp_path, {"Architecture.Decoder.out_channels": 12, "Global.max_steps": 1})
+    assert "out_channels is 12, but the dictionary makes 37, which is used." in caplog.text
 
 
 def test_an_output_directory_that_cannot_be_made(tmp_path):

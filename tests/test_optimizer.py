@@ -106,6 +106,11 @@ def test_groups_with_and_without_filter():
         assert group["weight_decay"] == options.get("weight_decay", 0.01)  # torch's own default when absent
 
 
+def test_lr_mult_that_changes_nothing_names_the_nearest_part(caplog):
+    build({"lr_mult": {"bdy": 0.1}}, {"name": "ConstLR"}, model=Toy())
+    assert 'no parameter name contains bdy, so nothing changes there. Did you mean "body"?' in caplog.text
+
+
 def test_lr_mult_first_match_wins_and_follows_the_schedule():
     model = Toy()
     options = {"weight_decay": 0.05, "filter_bias_and_bn": True, "lr_mult": {"body.b": 0.1, "body": 0.5, "none": 2}}

@@ -66,6 +66,7 @@ def test_no_yaml_is_needed(place, tmp_path):
     ("words", "message"),
     [
         ((), "expected --model and --images, or -c CONFIG"),
+        (("--model", "BEST"), "--images missing: expected --model and --images"),
         (("--model", "nowhere.pth", "--images", "x.png"), 'no model "nowhere.pth"'),
         (("-o", "Global.device=cpu", "--model", "m"), "-o changes a config"),
         (("-c", "RUN"), "Global.infer_img is empty"),

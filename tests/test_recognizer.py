@@ -234,6 +234,8 @@ def test_bad_arguments_say_what_was_expected(recognizer, tmp_path):
         recognizer(case.picture(1), color="GBR")
     with pytest.raises(ConfigError, match="batch_size"):
         recognizer(case.picture(1), batch_size=0)
+    with pytest.raises(ConfigError, match="max_pixels: expected at least 1, got 0"):
+        recognizer(case.picture(1), max_pixels=0)
     assert recognizer([]) == []
 
 

@@ -394,3 +394,15 @@ def test_the_tool(tmp_path, monkeypatch, capsys):
     assert code == 0 and "20 words" in out, err
     code, out, err = run_tool("--sheet", tmp_path / "x.png", "--words", "nowhere.txt", **both)
     assert code == 1 and 'cannot read "nowhere.txt"' in err and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sheet.xyz", r"expected a name that ends in \.png"),
+        ("none/sheet.png", r"cannot write .*Choose another --sheet"),
+    ],
+)
+def test_a_sheet_that_cannot_be_written(tmp_path, name, message):
+    with pytest.raises(ConfigError, match=message):
+        contact_sheet(WordRenderer("0123456789", "random", max_length=2), tmp_path / name)

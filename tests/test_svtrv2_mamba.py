@@ -95,6 +95,8 @@ def test_compact_mixer_strings(written):
     "options, message",
     [
         ({"head_dim": 24}, "not divisible by head_dim = 24"),
+        ({"head_dim": 24}, "Choose a multiple; [0-9]+ is near, or another head_dim"),
+        ({"mixer_cfg": {"Mamba": {"mamba_init": "foo"}}}, 'mamba_init must be "svtr" or "damamba", got "foo"'),
         ({"mixer_cfg": {"Mamba": {"layerscal": True}}}, 'Did you mean "layerscale"'),
         ({"mixer_cfg": {"Mmaba": {}}}, 'Did you mean "Mamba"'),
         ({"mixer_cfg": {"Conv": {"a": 1}}}, "takes none; only Mamba does"),

@@ -56,7 +56,7 @@ from openrec.engine.signals import noted_signals
 from openrec.engine.state import RunParts, due, resume_run, save_run, start_from
 from openrec.engine.step import StepResult, TrainStep
 from openrec.engine.sync_bn import use_synced_batch_norm
-from openrec.errors import ConfigError
+from openrec.errors import ConfigError, DataError
 from openrec.losses import build_loss
 from openrec.metrics import build_metric
 from openrec.modeling import build_model
@@ -293,6 +293,7 @@ class Trainer:
 
     def _epoch(self) -> None:
         progress, size = self.parts.progress, int(self.options["accumulation_steps"])
+        self.used, self.from_start = 0, progress.batch == 0
         with preserved_rng():  # a loader draws from the global generator whenever it starts
             batches = iter(self.loader.epoch(progress.epoch, progress.batch))
             group = list(itertools.islice(batches, size))
@@ -323,6 +324,7 @@ class Trainer:
         result = self.diagnosis(group, progress.step + 1, progress.batch)
         progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
         self.clock.step_done(result.samples)
+        self.used += result.samples
         if result.losses:
             self.parts.medians.add(result.losses)
         bar.advance(len(group), loss=result.losses.get("loss"))
@@ -411,6 +413,11 @@ class Trainer:
         skipped = gather(progress.skipped, self.world)
         if self.world.is_main:
             summary.log_skipped(progress.epoch, skipped, self.output)
+        if complete and self.from_start and any(skipped) and not sum(gather(self.used, self.world)):
+            raise DataError(
+                f"epoch {progress.epoch}: not one training sample could be used; the reasons stand above and in "
+                f'"{self.output / "skipped.tsv"}". Mend Train.dataset and start the same command again.'
+            )
         whole = complete or not self.paused  # a run that pauses is not evaluated inside an epoch
         if (whole and due(self.options["eval_epoch_step"], progress.epoch)) or self._enough():
             self._evaluate()
