@@ -360,7 +360,7 @@ def _fit(config: Mapping[str, Any], mode: str) -> list[str]:
         )
     if mode == "train":
         problems += _fit_training(config, decoder, loss, is_gtc, both)
-    problems += _fit_family(config, mode)
+    problems += _fit_family(config, mode) + _fit_channels(config, mode)
     return problems + detector_problems(config, mode) + image_problems(config, mode)
 
 
@@ -439,6 +439,21 @@ def _fit_family(config: Mapping[str, Any], mode: str) -> list[str]:
         if _families(section, name) and family not in _families(section, name)
     ]
     return problems + [p for name in data for p in _fit_kept(config, name, family)]
+
+
+def _fit_channels(config: Mapping[str, Any], mode: str) -> list[str]:
+    """Pictures have three channels unless they are decoded as grey ones."""
+    architecture = config["Architecture"]
+    channels = architecture["Encoder"].get("in_channels", architecture.get("in_channels", 3))
+    problems = []
+    for name in ("Train", "Eval") if mode == "train" else ("Eval",):
+        ops = ((config.get(name) or {}).get("dataset") or {}).get("transforms") or []
+        grey = any((_op_parts(op)[1] or {}).get("img_mode") == "Gray" for op in ops)
+        if channels != 3 and ops and not grey:
+            problems.append(
+                f"Architecture: in_channels is {channels}, but the pictures of {name} have 3. Leave it out."
+            )
+    return problems
 
 
 def _fit_kept(config: Mapping[str, Any], where: str, family: str) -> list[str]:

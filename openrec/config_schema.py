@@ -70,6 +70,8 @@ KINDS: dict[str, tuple[Any, str]] = {
     ),
     "device": (lambda v: v in ("gpu", "cuda", "cpu", "mps"), "gpu, cpu or mps"),
     "dtype": (lambda v: v in ("bfloat16", "float16"), "bfloat16 or float16"),
+    "decay": (lambda v: _is_number(v) and 0 <= v < 1, "a number, at least 0 and below 1"),
+    "start": (lambda v: v in (None, "fork", "spawn", "forkserver"), "fork, spawn, forkserver or null"),
     "mapping": (lambda v: isinstance(v, Mapping), "a mapping"),
     "list": (lambda v: isinstance(v, Sequence) and not isinstance(v, str), "a list"),
     "section": (lambda v: v is None or isinstance(v, Mapping), "a mapping or null"),
@@ -116,7 +118,7 @@ GLOBAL: dict[str, Key] = {
         "int", 500, "write latest.pth every that many optimizer steps; 0: after each epoch only", least=0
     ),
     "use_ema": Key("bool", False, "keep an exponential moving average of the weights; evaluate and save it too"),
-    "ema_decay": Key("float", 0.9999, "decay of that average per optimizer step"),
+    "ema_decay": Key("decay", 0.9999, "decay of that average per optimizer step"),
     "compile": Key("bool", False, "torch.compile the model"),
     "eval_at_start": Key("bool", False, "evaluate once before the first step"),
     "diagnose": Key("bool", False, "log numbers on what the model does inside, and warn where they look wrong"),
@@ -198,7 +200,7 @@ LOADER: dict[str, Key] = {
     "max_ratio": Key("int", 10, "largest ratio bucket of Ratio* datasets", least=1),
     "min_ratio": Key("int", 1, "smallest ratio bucket of Ratio* datasets", least=1),
     "collate_fn": Key("path", None, "name of a collate function; null: the usual one"),
-    "start_method": Key("path", None, "how workers start: fork, spawn or forkserver; null: the platform's way"),
+    "start_method": Key("start", None, "how workers start: fork, spawn or forkserver; null: the platform's way"),
 }
 
 EXPORT: dict[str, Key] = {

@@ -149,7 +149,10 @@ _warned: set[tuple[str, str]] = set()
 
 
 # Parameters that the program fills in: a misspelt one is recognised, but no list of keys offers them.
-_FILLED_IN = frozenset({"charset", "global_config", "in_channels", "is_training", "mode", "out_channels"})
+_FILLED_IN = frozenset({
+    "charset", "epochs", "global_config", "in_channels", "is_training", "last_epoch", "lr", "mode", "optimizer",
+    "out_channels", "step_each_epoch",
+})  # fmt: skip
 
 
 def nearest(word: str, known: Iterable[str], hidden: Iterable[str] = ()) -> str:

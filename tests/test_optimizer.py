@@ -111,6 +111,20 @@ def test_lr_mult_that_changes_nothing_names_the_nearest_part(caplog):
     assert 'no parameter name contains bdy, so nothing changes there. Did you mean "body"?' in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"name": "OneCycleLR", "warmup_epoch": -2}, "warmup_epoch: expected at least 0, got -2"),
+        ({"name": "LinearLR", "warmup_epoch": -2}, "warmup_epoch: expected at least 0, got -2"),
+        ({"name": "WarmupCosineLR", "warmup_steps": -2}, "warmup_steps: expected at least 0, got -2"),
+        ({"name": "StepLR", "step_size": 0}, "step_size: expected a positive number of epochs, got 0"),
+    ],
+)
+def test_lengths_that_cannot_be(schedule, message):
+    with pytest.raises(ConfigError, match=message):
+        build({}, schedule, model=Toy())
+
+
 def test_lr_mult_first_match_wins_and_follows_the_schedule():
     model = Toy()
     options = {"weight_decay": 0.05, "filter_bias_and_bn": True, "lr_mult": {"body.b": 0.1, "body": 0.5, "none": 2}}

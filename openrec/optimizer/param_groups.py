@@ -64,10 +64,13 @@ def param_groups(
         unused = [p for p in lr_mult if not any(key[0] == p for key in groups)]
         if unused:
             parts = list(dict.fromkeys(part for name, _ in model.named_parameters() for part in name.split(".")))
-            logger.warning(
+            hint = nearest(unused[0], [part for part in parts if not part.isdigit()])
+            misspelt = "Did you mean" in hint  # else a part that this model does without, as a shared config may name
+            logger.log(
+                logging.WARNING if misspelt else logging.INFO,
                 "Optimizer.lr_mult: no parameter name contains %s, so nothing changes there.%s",
                 ", ".join(unused),
-                nearest(unused[0], [part for part in parts if not part.isdigit()][:30]),
+                hint if misspelt else "",
             )
     return _as_torch(groups, lr=lr, weight_decay=weight_decay, split=split, factors=lr_mult or {})
 

@@ -44,8 +44,7 @@ class Schedule:
     ) -> None:  # fmt: skip
         if epochs < 1 or step_each_epoch < 1:
             raise ConfigError(f"schedule: {epochs} epochs of {step_each_epoch} steps; both must be at least 1.")
-        if warmup_epoch < 0:
-            raise ConfigError(f"LRScheduler.warmup_epoch: {warmup_epoch}; expected at least 0.")
+        _refuse_negative(warmup_epoch)
         if warmup_epoch > epochs:
             _warn_long_warmup(f"warmup_epoch {warmup_epoch}", f"{epochs} epochs")
         self.optimizer, self.lr = optimizer, lr
@@ -107,6 +106,11 @@ def _warn_long_warmup(warmup: str, run: str) -> None:
     logger.warning("LRScheduler.%s is longer than the run (%s): the rate rises to the end and stays low.", warmup, run)
 
 
+def _refuse_negative(warmup: float, name: str = "warmup_epoch") -> None:
+    if warmup < 0:
+        raise ConfigError(f"LRScheduler.{name}: expected at least 0, got {warmup}.")
+
+
 def _cosine(p: float) -> float:
     """1 -> 0 while ``p`` goes 0 -> 1, flat at both ends."""
     return (1 + math.cos(math.pi * p)) / 2
@@ -119,6 +123,8 @@ class StepLR(Schedule):
         self, optimizer: Optimizer, *, lr: float, epochs: int, step_each_epoch: int, step_size: int,
         warmup_epoch: float = 0, gamma: float = 0.1, warmup_in_steps: bool = False, last_epoch: int = -1,
     ) -> None:  # fmt: skip
+        if not step_size > 0:
+            raise ConfigError(f"LRScheduler.step_size: expected a positive number of epochs, got {step_size}.")
         self.every, self.gamma = step_size * step_each_epoch, gamma
         super().__init__(
             optimizer, lr=lr, epochs=epochs, step_each_epoch=step_each_epoch, warmup_epoch=warmup_epoch,
@@ -204,6 +210,7 @@ class OneCycleLR(Schedule):
             raise ConfigError(
                 f"LRScheduler.cycle_momentum: {type(optimizer).__name__} has no momentum. Set cycle_momentum: False."
             )
+        _refuse_negative(warmup_epoch)
         if warmup_epoch > epochs:
             _warn_long_warmup(f"warmup_epoch {warmup_epoch}", f"{epochs} epochs")
         total = epochs * step_each_epoch
@@ -258,6 +265,7 @@ class WarmupCosineLR(Schedule):
         self, optimizer: Optimizer, *, lr: float, epochs: int, step_each_epoch: int, warmup_steps: int = 0,
         eta_min: float = 0.0, last_epoch: int = -1,
     ) -> None:  # fmt: skip
+        _refuse_negative(warmup_steps, "warmup_steps")
         if warmup_steps > epochs * step_each_epoch:
             _warn_long_warmup(f"warmup_steps {warmup_steps}", f"{epochs * step_each_epoch} steps")
         self.ramp, self.eta_min = warmup_steps, eta_min
