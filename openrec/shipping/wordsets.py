@@ -49,7 +49,8 @@ def read_rows(folder: str | Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'"{path}" cannot be read ({error}). Expected UTF-8 rows file<TAB>text.') from error
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise DataError(f'"{path}" cannot be read ({why}). Expected UTF-8 rows file<TAB>text.') from error
     rows = [tuple(line.split("\t")[:2]) for line in lines if line.strip()]
     for number, row in enumerate(rows, 1):
         if len(row) < 2:
