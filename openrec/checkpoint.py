@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import pickle
 import re
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from openrec.errors import CheckpointError
+from openrec.export_format import CHARSET
 
 # ---- writing ---------------------------------------------------------------------------------------
 
@@ -148,7 +150,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "output/.../best.pth; correct the path, or set it to null to start from new weights."
         )
     if file.suffix == ".safetensors":
-        content = _read_safetensors(file)
+        return _read_safetensors(file)
     else:
         content = _read_torch(file)
     if not isinstance(content, Mapping):
@@ -164,12 +166,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return {"state_dict": content}
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    """Weights, and the characters where an export wrote them."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(str(file))
+        with safe_open(str(file), "pt") as opened:
+            about = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
+        characters = {"charset": json.loads(about[CHARSET])} if CHARSET in about else {}
+        return {"state_dict": weights, **characters}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f'"{file}" cannot be read as safetensors ({error}). Is it complete?') from error
 

@@ -8,6 +8,7 @@ import torch
 from golden_check import check_module, load_cases
 from reference_numbers import digest, fill, statistics, tensor
 
+from openrec import registry
 from openrec.charset import Charset
 from openrec.errors import ConfigError
 from openrec.modeling.decoders import build_decoder
@@ -304,3 +305,26 @@ def test_bfloat16_autocast(config):
     assert math.isfinite(loss.item())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
     torch.testing.assert_close(probabilities.float().sum(-1), torch.ones(probabilities.shape[:2]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layer"),
+    [("CTCDecoder", {}, "fc"), ("CTCDecoder", {"mid_channels": 8}, "fc2"), ("RCTCDecoder", {}, "fc")],
+)
+def test_weights_of_another_dictionary_keep_the_shared_characters(name, options, layer):
+    theirs, ours = list("abcdefgh"), list("hxa")
+    source, target = (
+        registry.build(
+            "decoder", {"name": name, **options}, "Decoder", in_channels=32, out_channels=1 + len(characters)
+        )
+        for characters in (theirs, ours)
+    )
+    given = {f"decoder.{key}": value for key, value in source.state_dict().items()}
+    mapped = target.map_characters(given, theirs, ours, "decoder.")
+    for part in ("weight", "bias"):
+        old, new = given[f"decoder.{layer}.{part}"], mapped[f"decoder.{layer}.{part}"]
+        own = target.state_dict()[f"{layer}.{part}"]
+        assert torch.equal(new[[0, 1, 3]], old[[0, 8, 1]]) and torch.equal(new[2], own[2]) and len(new) == 4
+    target.load_state_dict({key.removeprefix("decoder."): value for key, value in mapped.items()})
+    # a head of another size than its dictionary is left to the report of shapes that differ
+    assert target.map_characters(given, theirs[:3], ours, "decoder.") == given

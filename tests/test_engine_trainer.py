@@ -186,7 +186,8 @@ def test_pretrained_model_with_another_dictionary(tmp_path, caplog):
     }  # fmt: skip
     with caplog.at_level(logging.INFO, "openrec"):
         run(tmp_path, changes)
-    assert "re-initialised, other shape: decoder.fc.weight [37, 32] in the file, [11, 32] here" in caplog.text
+    assert "another dictionary: 10 of 10 characters keep what" in caplog.text
+    assert "re-initialised" not in caplog.text
     assert "finetune from checkpoint" in caplog.text
     with pytest.raises(CheckpointError, match=r"another dictionary \(36 characters"):
         evaluate_config(engine_case.config(tmp_path, {**changes, "Global.auto_resume": False}))

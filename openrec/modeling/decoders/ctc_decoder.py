@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec import registry
+from openrec.modeling.decoders.classes import map_rows
 from openrec.modeling.layers import Attention, ConvBNLayer, Mlp, drop_path, flatten_map, init_svtr, unflatten_map
 
 
@@ -145,3 +146,11 @@ class CTCDecoder(nn.Module):
         if not self.training:
             return logits.softmax(-1)
         return (x, logits) if self.return_feats else logits
+
+    def map_characters(
+        self, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str], prefix: str = ""
+    ) -> dict[str, Tensor]:
+        """See ``map_rows``; the blank is class 0."""
+        return map_rows(
+            self, ("fc",) if self.mid_channels is None else ("fc2",), weights, theirs, ours, prefix, first=1
+        )

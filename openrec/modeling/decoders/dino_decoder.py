@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
+from openrec.modeling.decoders.classes import map_rows
 from openrec.modeling.decoders.detr_blocks import (
     FFN,
     MultiheadAttention,
@@ -302,23 +303,9 @@ class DINODecoder(nn.Module):
     def map_characters(
         self, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str], prefix: str = ""
     ) -> dict[str, Tensor]:
-        """``weights`` of a model for the characters ``theirs`` with the rows of shared characters where they belong.
-
-        Rows of characters that ``theirs`` lacks are those of this model; boxes and everything else stay.
-
-        Args:
-            prefix: of this decoder's names in ``weights``.
-        """
-        place = {character: number for number, character in enumerate(theirs)}
-        shared = [(i, place[c]) for i, c in enumerate(ours) if c in place]
-        to, source = torch.tensor(shared, dtype=torch.long).view(-1, 2).unbind(1)
-        mapped = dict(weights)
-        for name, own in self.state_dict().items():
-            if name.split(".")[0] in ("class_heads", "proposal_class", "label_embedding") and prefix + name in mapped:
-                rows = own.detach().cpu().clone()
-                rows[to] = mapped[prefix + name].to(rows.dtype)[source]
-                mapped[prefix + name] = rows
-        return mapped
+        """See ``map_rows``; boxes stay."""
+        layers = ("class_heads", "proposal_class", "label_embedding")
+        return map_rows(self, layers, weights, theirs, ours, prefix)
 
 
 def _first_best(scores: Tensor, count: int) -> Tensor:

@@ -76,6 +76,13 @@ class GTCDecoder(nn.Module):
         guide_input = flatten_map(x) if self.gtc_decoder.needs == "seq" else x
         return {"gtc_pred": self.gtc_decoder(guide_input, data=data), "ctc_pred": ctc_pred}
 
+    def map_characters(
+        self, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str], prefix: str = ""
+    ) -> dict[str, Tensor]:
+        """See ``map_rows``; for the CTC branch alone."""
+        ctc: Any = self.ctc_decoder
+        return ctc.map_characters(weights, theirs, ours, f"{prefix}ctc_decoder.")
+
 
 def _ctc_input(decoder: nn.Module, x: Tensor) -> Tensor:
     """The map, or for a plain CTC head its mean over the height, ``[B, W, C]``."""

@@ -6,11 +6,14 @@ are those of OpenOCR (https://github.com/Topdu/OpenOCR, Apache-2.0).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
+from openrec.modeling.decoders.classes import map_rows
 from openrec.modeling.layers import Attention, Mlp, trunc_normal_
 from openrec.modeling.record import record
 
@@ -81,3 +84,9 @@ class RCTCDecoder(nn.Module):
         record(self, "rows", attention.transpose(1, 2))  # [B, W, H]
         mean = (x * attention.unsqueeze(-1)).sum(1)  # [B, W, C]
         return F.linear(mean, w_value, self.fc_kv.bias[c:])
+
+    def map_characters(
+        self, weights: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str], prefix: str = ""
+    ) -> dict[str, Tensor]:
+        """See ``map_rows``; the blank is class 0."""
+        return map_rows(self, ("fc",), weights, theirs, ours, prefix, first=1)
