@@ -67,12 +67,12 @@ def overview(models: Sequence[Mapping[str, Any]]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     machines = "; ".join(dict.fromkeys(_where(m["speed"]) for m in models))
-    return "\n".join([*lines, "", f"Every sample scored; {models[0]['evaluation']['rule']}. Speed: {machines}", ""])
+    return "\n".join([*lines, "", f"Every sample scored; {models[0]['evaluation']['rule']}. Speed: {machines}.", ""])
 
 
 def _where(speed: Mapping[str, Any]) -> str:
     width, height = speed["size"]
-    return f"{speed['machine']}, {speed['threads']} threads, load {speed['load']} when measured; {width} x {height} px."
+    return f"{speed['machine']}, {speed['threads']} threads, load {speed['load']} when measured; {width} x {height} px"
 
 
 def _overlap(facts: Mapping[str, Any]) -> str:
@@ -97,7 +97,7 @@ def _speed(speed: Mapping[str, Any]) -> list[str]:
         "|---:|---:|---:|---:|",
         *rows,
         "",
-        _where(speed),
+        f"{_where(speed)}.",
     ]
 
 
