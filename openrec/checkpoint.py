@@ -256,8 +256,10 @@ class LoadReport:
         lines = [f"{len(self.loaded)} of the model's {total} tensors loaded"]
         if self.mapped:
             lines.append(f"  renamed: {len(self.mapped)} (e.g. {self.mapped[0][0]} -> {self.mapped[0][1]})")
-        for name, theirs, ours in self.reshaped:
+        for name, theirs, ours in self.reshaped[:8]:
             lines.append(f"  re-initialised, other shape: {name} {list(theirs)} in the file, {list(ours)} here")
+        if len(self.reshaped) > 8:
+            lines.append(f"  re-initialised, other shape: {len(self.reshaped) - 8} more")
         for title, names in (("not in the file, initial values kept", self.missing), ("left over", self.left_over)):
             lines += [f"  {title}: {part} ({n})" for part, n in _by_part(names)]
         if self.dropped:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -262,6 +263,9 @@ def named(section: Any, config: Any, where: str, shown: str = "") -> list[str]:
     return problems
 
 
+_WIDTH = re.compile(r"(dims?|hidden|heads|channels)$")  # numbers that size a tensor
+
+
 def _argument_kinds(target: Any, config: Mapping[str, Any], where: str) -> list[str]:
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -279,6 +283,8 @@ def _argument_kinds(target: Any, config: Mapping[str, Any], where: str) -> list[
             )
         elif "drop" in key and hints.get(key) is float and not 0 <= value < 1:
             problems.append(f"{where}.{key}: expected a probability, at least 0 and below 1, got {value!r}.")
+        elif _WIDTH.search(key) and hints.get(key) is int and value < 1:
+            problems.append(f"{where}.{key}: expected a whole number of at least 1, got {value!r}.")
     return problems
 
 

@@ -108,7 +108,7 @@ GLOBAL: dict[str, Key] = {
     "grad_clip_val": Key("float", 0, "largest L2 norm of the gradient; 0 is off", least=0),
     "accumulation_steps": Key("int", 1, "batches per optimizer step", least=1),
     "use_sync_bn": Key("bool", False, "BatchNorm statistics over all ranks"),
-    "seed": Key("int", 48, "seed of weights, order and augmentation"),
+    "seed": Key("int", 48, "seed of weights, order and augmentation", least=0),
     "export_dir": Key("path", None, "directory for exported models"),
     "backend": Key("path", None, "torch or onnx, for tools/infer_rec.py"),
     "onnx_model_path": Key("path", None, "model file for backend: onnx"),

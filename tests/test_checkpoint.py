@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from openrec import checkpoint
-from openrec.checkpoint import load_exactly, load_weights, read_checkpoint, save_checkpoint
+from openrec.checkpoint import LoadReport, load_exactly, load_weights, read_checkpoint, save_checkpoint
 from openrec.errors import CheckpointError
 
 
@@ -205,6 +205,11 @@ def test_t23_another_dictionary_starts_its_head_anew():
     assert report.reshaped[0] == ("decoder.fc.weight", (5, 4), (9, 4))
     text = "\n".join(report.lines())
     assert "2 of the model's 4 tensors loaded" in text and "decoder.fc.weight [5, 4] in the file, [9, 4] here" in text
+
+
+def test_a_table_of_another_model_stays_short():
+    report = LoadReport(reshaped=[(f"blocks.{i}.weight", (1,), (2,)) for i in range(200)])
+    assert len(report.lines()) == 10 and report.lines()[-1].endswith("192 more")
 
 
 def test_fixed_kernels_of_damamba_are_dropped():

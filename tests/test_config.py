@@ -434,6 +434,8 @@ def test_tools_end_with_one_message_and_a_status():
         ("Train.loader.num_workers=-1", "Train.loader.num_workers: expected a whole number, at least 0, got -1."),
         ("Train.loader.batch_size_per_card=0", "batch_size_per_card: expected a whole number, at least 1, got 0."),
         ("Architecture.Encoder.drop_path_rate=1.5", "expected a probability, at least 0 and below 1, got 1.5."),
+        ("Architecture.Encoder.head_dim=0", "head_dim: expected a whole number of at least 1, got 0."),
+        ("Global.seed=-1", "Global.seed: expected a whole number, at least 0, got -1."),
         ("Global.ema_decay=2", "Global.ema_decay: expected a number, at least 0 and below 1, got 2."),
         ("Train.loader.start_method=frok", "expected fork, spawn, forkserver or null, got 'frok'."),
         ("Architecture.in_channels=1", "in_channels is 1, but the pictures of Train have 3. Leave it out."),

@@ -158,6 +158,8 @@ def test_a_card_is_made_of_measured_numbers(tmp_path, packed):
     assert (
         done.returncode == 0 and "| all | 12 | 0 | 0.0 % |" in text and "10 digits, 52 Latin letters, 32 marks" in text
     )
+    assert "What more training" not in text
+    assert "\nTwice as much.\n" in card(json.loads(target.read_text()) | {"training": {"outlook": "Twice as much."}})
     assert "| [tiny-xx](tiny-xx.md) |" in (tmp_path / "README.md").read_text()
     facts = json.loads(target.read_text())
     facts["training"] = {"stages": [{"real": True, "data": {}}]}

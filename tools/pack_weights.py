@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--state-of", type=int, default=1, metavar="N", help="the stage that it ends (default: 1)")
     parser.add_argument("--resume", default="", help="the command that goes on from it")
     parser.add_argument("--machine", default="", help="one line on what trained it")
+    parser.add_argument("--outlook", default="", help="what more training is expected to give, and from which numbers")
     parser.add_argument("--samples", type=Path, help="default: tests/data/shipped/NAME")
     parser.add_argument("--fonts", nargs="+", default=[], help="families for the ten words, openly licensed ones")
     parser.add_argument("--card", action="store_true", help="write NAME.md from NAME.json")
@@ -50,7 +51,7 @@ def main() -> None:
     if a.model:
         file = pack.pack(a.model, a.name, a.folder)
         texts = zip(a.stages, [*a.commands, *[""] * len(a.stages)], [*a.commits, *[""] * len(a.stages)])
-        training = {"stages": [facts.stage(*each) for each in texts], "machine": a.machine}
+        training = {"stages": [facts.stage(*each) for each in texts], "machine": a.machine, "outlook": a.outlook}
         if a.state:
             kept = a.folder / "training" / f"{a.name}.pth"
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -87,14 +87,14 @@ def fill_model(model: Any, state: Mapping[str, Any], path: Path, characters: Any
         )
     weights = (state.get("ema") or {}).get("state_dict") or state["state_dict"]
     report = load_weights(model, weights, f'checkpoint "{path}"')
-    logger.info("resume from checkpoint %s (epoch %s)", path, state.get("epoch", "?"))
-    for line in report.lines():
-        logger.info("%s", line)
     if report.missing or report.reshaped:
         raise CheckpointError(
             f'"{path}" does not fill this model:\n' + "\n".join(report.lines()) + "\nAn evaluation with random weights "
             "would mean nothing. Use the config (and dictionary) the checkpoint was trained with."
         )
+    logger.info("resume from checkpoint %s (epoch %s)", path, state.get("epoch", "?"))
+    for line in report.lines():
+        logger.info("%s", line)
 
 
 def _log(stored: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:

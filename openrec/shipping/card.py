@@ -118,6 +118,8 @@ def _training(facts: Mapping[str, Any], stages: list[Mapping[str, Any]]) -> list
     if training.get("state"):
         lines += [f"`{training['state']}` is the training state behind stage {training['state_of']}; to train on:", ""]
         lines += [f"    {training['resume']}", ""] if training.get("resume") else []
+    if training.get("outlook"):
+        lines += ["## What more training would give", "", training["outlook"], ""]
     return lines
 
 
