@@ -62,7 +62,7 @@ def write_config(variant: str, seed: int, options: argparse.Namespace, folder: P
     config["Global"] |= {
         "output_dir": str(folder), "seed": seed, "epoch_num": 10000, "max_text_length": 20, "eval_epoch_step": None,
         "use_ema": True, "ema_decay": 0.999, "use_amp": "auto", "save_latest_step": 200, "print_batch_step": 50,
-        "progress_bar": False, "max_steps": 2 if options.dry_run else None,
+        "progress_bar": False, "needs": None, "max_steps": 2 if options.dry_run else None,
         "pretrained_model": str(options.start.resolve()) if options.start else None,
     }  # fmt: skip
     config["LRScheduler"] = {"name": "ConstLR", "warmup_epoch": 0.1}
