@@ -142,6 +142,16 @@ def test_grids_of_transforms():
     assert one("theta_move", theta=[[[1.0, 0, 0.3], [0, 1, 0.4]]]) == pytest.approx(0.5)
 
 
+def test_features_that_are_alike():
+    alike = torch.ones(4, 3, 2, 5)
+    assert one("feature_spread", feature=alike) == 0 and one("feature_rms", feature=2 * alike) == 2
+    signs = torch.tensor([1.0, -1.0]).view(1, 1, 2, 1).expand(4, 3, 2, 5)  # differs between rows alone
+    assert one("feature_spread", feature=signs) == pytest.approx(1)
+    assert one("feature_spread", feature=alike + signs) == pytest.approx(0.5**0.5)
+    columns = (alike + signs).flatten(2).transpose(1, 2)  # the same as [B, N, C]
+    assert one("feature_spread", feature=columns) == pytest.approx(0.5**0.5)
+
+
 def test_pieces_and_summary():
     entries = {
         ("a", "loc"): [torch.zeros(1, 1, 1, 1, 2), torch.full((1, 1, 1, 1, 2), 2.0)],
@@ -202,6 +212,8 @@ def warned(name, *values, warm_up=0):
         ("decay_mean", [0.99995], [0.9998]),
         ("dt_mean", [math.nan], [0.05]),
         ("grid_area", [0.19], [0.21]),
+        ("feature_spread", [0.29], [0.31]),
+        ("feature_rms", [math.inf], [230.0]),
     ],
 )
 def test_warnings(name, wrong, fine):
@@ -210,7 +222,7 @@ def test_warnings(name, wrong, fine):
 
 
 def test_flat_attention_is_fine_before_the_end_of_the_warm_up():
-    for name, value in (("attn_entropy", 1.0), ("attn_sim", 0.99), ("attn_sim_next", 0.99)):
+    for name, value in (("attn_entropy", 1.0), ("attn_sim", 0.99), ("attn_sim_next", 0.99), ("feature_spread", 0.1)):
         assert warned(name, value, warm_up=5) == []
         assert len(warned(name, value, value, warm_up=5)) == 1  # step 11
 
@@ -293,8 +305,8 @@ def test_a_continued_run_remembers(tmp_path):
     assert [r["step"] for r in engine_case.rows(tmp_path / "out", "diagnose")] == [1, 3, 6]
 
 
-def test_a_model_that_tells_nothing(tmp_path, caplog):
+def test_every_model_tells_its_features(tmp_path):
     changes = {"Global.diagnose": True, "Global.max_steps": 2, "Architecture.Decoder": {"name": "CTCDecoder"}}
     Trainer(engine_case.config(tmp_path, changes)).train()
-    assert not engine_case.rows(tmp_path / "out", "diagnose")
-    assert "no module of this model tells anything" in (tmp_path / "out" / "train.log").read_text()
+    rows = engine_case.rows(tmp_path / "out", "diagnose")
+    assert rows and all(0 < row["feature_spread/encoder"] < 1 for row in rows)

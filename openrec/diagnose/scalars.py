@@ -130,9 +130,18 @@ def _fiducial(points: Tensor) -> dict[str, float]:
     return {"fiducial_spread": float(points.std(-2, correction=0).mean())}
 
 
+def _feature(feature: Tensor) -> dict[str, float]:
+    """Root mean square of the features, and the share of it that differs between places and pictures (0: none)."""
+    rows = feature.flatten(2).transpose(1, 2) if feature.ndim == 4 else feature
+    rows = rows.reshape(-1, rows.shape[-1])
+    rms = rows.square().mean().sqrt()
+    spread = (rows - rows.mean(0)).square().mean().sqrt() / rms.clamp_min(1e-12)
+    return {"feature_rms": float(rms), "feature_spread": float(spread)}
+
+
 _REDUCE: dict[str, Callable[[Tensor], dict[str, float]]] = {
     "loc": _loc, "offset": _offset, "attn": _attn_of_queries, "rows": _attn, "grid": _grid, "theta": _theta,
-    "fiducial": _fiducial,
+    "fiducial": _fiducial, "feature": _feature,
     "dt": lambda t: {"dt_mean": float(t.mean())},
     "decay": lambda t: {"decay_mean": float(t.mean())},
     "state": lambda t: {"state_rms": float(t.square().mean().sqrt())},

@@ -10,7 +10,7 @@ Rule = Callable[["Watch", str, float], str]  # -> what is wrong, or ""
 
 ZEROS = 3  # logs in a row with a gradient of exactly 0
 OUT, OUT_GROWTH = 0.5, 0.2
-ENTROPY, SIMILAR, DECAY, AREA, FAR = (0.05, 0.999), 0.95, (0.05, 0.9999), 0.2, 0.5
+ENTROPY, SIMILAR, DECAY, AREA, FAR, ALIKE = (0.05, 0.999), 0.95, (0.05, 0.9999), 0.2, 0.5, 0.3
 
 
 @dataclass
@@ -103,8 +103,14 @@ def _area(watch: Watch, name: str, value: float) -> str:
     return "the transform collapses the picture; lower its learning rate (lr_mult)" if value < AREA else ""
 
 
+def _spread(watch: Watch, name: str, value: float) -> str:
+    if watch.warm and value < ALIKE:
+        return "features are nearly the same at every place of every picture; lower Optimizer.lr and start anew"
+    return ""
+
+
 RULES: dict[str, Rule] = {
     "frac_out": _frac_out, "attn_entropy": _entropy, "attn_sim": _similar("different queries"),
     "attn_sim_next": _similar("this block and the one before"), "offset_share": _far, "grad": _gradient,
-    "decay_mean": _decay, "grid_area": _area,
+    "decay_mean": _decay, "grid_area": _area, "feature_spread": _spread,
 }  # fmt: skip

@@ -81,9 +81,7 @@ class Diagnosis:
     def _report(self, values: Mapping[str, float], number: int) -> None:
         means = summary(values)
         fresh = self.watch.check(values, number)
-        if not values:
-            logger.warning("Global.diagnose: no module of this model tells anything.")
-            self.active = False
+        if not values:  # every sample of the step was skipped, so nothing ran
             return
         logger.info("diagnose, step %d: %s", number, ", ".join(f"{k}: {v:.4g}" for k, v in means.items()))
         for text in fresh:

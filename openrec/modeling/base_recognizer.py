@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.encoders import build_encoder
 from openrec.modeling.layers import flatten_map
+from openrec.modeling.record import record
 from openrec.modeling.transforms import build_transform
 
 
@@ -56,6 +57,7 @@ class BaseRecognizer(nn.Module):
             x = self.transform(x)
         if "encoder" in self._modules:
             x = self.encoder(x)
+            record(self.encoder, "feature", x)
         if self.bridge == "pool":
             x = x.mean(2).transpose(1, 2)  # [B, W, C]
         elif self.bridge == "flatten":

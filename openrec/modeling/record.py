@@ -14,6 +14,7 @@ box       [B, Q, 4]         centre, width and height in [0, 1]
 score     [B, Q]            probability that a query's box holds a character
 dt        any               step sizes of a scan
 decay     any               what a step leaves of a scan's state, exp(dt * A)
+feature   [B, C, H, W]      what a stage or an encoder gives, also as [B, N, C]
 ========  ================  ===================================================================================
 
 Compiled and exported graphs hold nothing of it: :func:`record` is silent while a graph is traced.

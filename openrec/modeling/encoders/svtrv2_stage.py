@@ -33,6 +33,7 @@ from openrec.modeling.encoders.svtrv2_blocks import (
 from openrec.modeling.encoders.svtrv2_mixers import build_mixer, map_sizes, stage_arguments
 from openrec.modeling.encoders.svtrv2_plan import MIXERS, Plan, check_division, check_stages, per_block
 from openrec.modeling.layers import LayerNorm2d, drop_path_rates, init_svtr
+from openrec.modeling.record import record
 
 logger = logging.getLogger("openrec")
 
@@ -117,6 +118,7 @@ class SVTRStage(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> tuple[Tensor, Size]:
         x = self.blocks(x)
+        record(self, "feature", x)
         return (x, size) if self.downsample is None else self.downsample(x, size)
 
 
