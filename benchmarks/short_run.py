@@ -3,8 +3,8 @@
     python benchmarks/short_run.py RUN --command "python tools/train_rec.py ..." --commit COMMIT --output NAME
 
 Reads ``log.jsonl`` and ``config.yml`` of the run; trains nothing. JSON, Markdown and a picture go to
-``benchmarks/results/NAME``. Throughput is the median over the log's windows, because the first windows after a start
-compile and fill caches.
+``benchmarks/results/NAME``; runs of ``--beside`` are drawn into the picture, too, under their folders' names.
+Throughput is the median over the log's windows, because the first windows after a start compile and fill caches.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of the run")
     parser.add_argument("--command", required=True, help="command that trained it, for the record")
     parser.add_argument("--commit", required=True, help="commit that it ran at, for the record")
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="other runs, for the picture")
     parser.add_argument("--every", type=int, default=250, help="steps per row of the table (default: %(default)s)")
     parser.add_argument("--output", required=True, help="name under benchmarks/results/")
     options = parser.parse_args()
@@ -81,7 +82,7 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, {cpu_name()}", "command": options.command,
     }  # fmt: skip
     write(summary(options.run, options.every), about, output)
-    plot_logs([str(options.run)], output.with_suffix(".png"))
+    plot_logs([options.run, *options.beside], output.with_suffix(".png"))
     print(output.with_suffix(".md").read_text("utf-8"))
 
 
