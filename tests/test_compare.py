@@ -102,6 +102,21 @@ def test_minutes_become_steps_by_cpu_time(configs, tmp_path, monkeypatch):
     assert config["Train"]["loader"]["num_workers"] == 0
 
 
+@pytest.mark.parametrize("planned", [4, 40])
+def test_minutes_are_equal_however_wrong_the_plan_was(tmp_path, monkeypatch, planned):
+    """The run ends with the minutes, and so does its schedule."""
+    seconds = iter(range(10**6))  # a fast clock: every look at it is a second later
+    monkeypatch.setattr("openrec.compare.budget.time.process_time", lambda: next(seconds))
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "plan.json").write_text(json.dumps({"steps": planned}))
+    path = engine_case.config_file(tmp_path, {"LRScheduler": {"name": "LinearLR"}, "Global.print_batch_step": 1})
+    result = run_system(str(path), "f", tmp_path / "f", Conditions(Budget(minutes=1.0)))
+    assert 1 <= result.work_minutes < 1.2 and 8 <= result.steps <= 30
+    rates = [row["lr"] for row in rows(tmp_path / "f", "train")]
+    assert len(rates) == result.steps and rates == sorted(rates, reverse=True)
+    assert rates[-1] <= rates[0] * max(0.3, 1 / planned)
+
+
 def test_evaluation_costs_no_budget(configs, tmp_path, monkeypatch):
     conditions = Conditions(Budget(steps=3))
     config = conditions.of(configs[0], tmp_path / "f")

@@ -82,10 +82,15 @@ class BudgetTrainer(Trainer):
 
     All parts of the schedule (warm-up, milestones) keep their share of the whole. ``work.json`` beside the checkpoint
     holds the seconds up to it.
+
+    Args:
+        minutes: of work; the run ends when they are used up, after more or fewer steps than planned, and the schedule
+            goes by them. None: it ends at ``Global.max_steps``.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], minutes: float | None = None) -> None:
         self.total = int(config["Global"]["max_steps"])
+        self.most_seconds = None if minutes is None else 60 * minutes
         self.marks: list[float] = []  # of the work clock, after each step
         super().__init__(config)
         self._file = self.output / "work.json"
@@ -98,7 +103,16 @@ class BudgetTrainer(Trainer):
     @property
     def _epochs(self) -> int:
         per_epoch = math.ceil(len(self.loader) / int(self.options["accumulation_steps"]))
-        return math.ceil(self.total / per_epoch)
+        planned = math.ceil(self.total / per_epoch)
+        return planned if self.most_seconds is None else max(planned, self.parts.progress.epoch + 1)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is used up."""
+        return self._enough()
+
+    def _enough(self) -> bool:
+        return super()._enough() if self.most_seconds is None else self.work.total >= self.most_seconds
 
     def _epoch(self) -> None:
         self.work.start()
@@ -108,6 +122,8 @@ class BudgetTrainer(Trainer):
             self.work.stop()
 
     def _step(self, group: list[Any], bar: Any) -> None:
+        if self.most_seconds is not None:
+            self.parts.schedule.go_to(int(self.total * min(1.0, self.work.total / self.most_seconds)))
         super()._step(group, bar)
         self.marks.append(self.work.total)
 
@@ -137,7 +153,7 @@ class BudgetTrainer(Trainer):
 
 
 def planned_steps(config: Mapping[str, Any], budget: Budget, folder: Path) -> int:
-    """The steps that the budget allows; minutes are turned into steps by a short pilot run, once (``plan.json``)."""
+    """The steps that the budget allows: of minutes an estimate by a short pilot run, made once (``plan.json``)."""
     if budget.steps is not None:
         return budget.steps
     assert budget.minutes is not None

@@ -105,16 +105,17 @@ def _run(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
     steps = planned_steps(config, conditions.budget, folder)
     config["Global"]["max_steps"] = steps
     config["Global"]["eval_epoch_step"] = [0, max(1, _epochs(config, steps) // 10)]
-    trainer = BudgetTrainer(config)
+    trainer = BudgetTrainer(config, conditions.budget.minutes)
     trainer.train()
-    if trainer.parts.progress.step < steps:  # Global.max_minutes
-        raise OpenRecError(f"stopped at step {trainer.parts.progress.step} of {steps}; the same command goes on there.")
+    if not trainer.finished:  # Global.max_minutes
+        raise OpenRecError(f"stopped at step {trainer.parts.progress.step}; the same command goes on there.")
     weights = folder / "run" / "latest.pth"
     found = {**scores(config, weights, conditions.real), **measure_reading(config, weights)}
     device = trainer.world.device.type
     result = Result(
-        name=name, config=path, budget=conditions.budget.text(device), seed=conditions.seed, steps=steps,
-        work_minutes=trainer.work.seconds / 60, data=_data_of(config), conditions=described, **measured, **found,
+        name=name, config=path, budget=conditions.budget.text(device), seed=conditions.seed,
+        steps=trainer.parts.progress.step, work_minutes=trainer.work.seconds / 60, data=_data_of(config),
+        conditions=described, **measured, **found,
     )  # fmt: skip
     write_result(result, file)
     return result

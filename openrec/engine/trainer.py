@@ -345,7 +345,8 @@ class Trainer:
         progress = self.parts.progress
         scores = self._training_metric(result)
         numbers = {"lr": result.lr, **scores, **self.parts.medians.get()}
-        left = min(self.parts.schedule.total_steps, self.options["max_steps"] or sys.maxsize) - progress.step
+        last = min(self.parts.schedule.total_steps, self.options["max_steps"] or sys.maxsize)
+        left = max(0, last - progress.step)
         logger.info("%s", training_line(progress.epoch, self._epochs, progress.step, numbers, self.clock, left))
         speed = self.clock.samples_per_second * self.world.size
         self.jsonl.write(
