@@ -106,11 +106,6 @@ class BudgetTrainer(Trainer):
         planned = math.ceil(self.total / per_epoch)
         return planned if self.most_seconds is None else max(planned, self.parts.progress.epoch + 1)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is used up."""
-        return self._enough()
-
     def _enough(self) -> bool:
         return super()._enough() if self.most_seconds is None else self.work.total >= self.most_seconds
 

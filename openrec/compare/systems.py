@@ -107,7 +107,7 @@ def _run(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
     config["Global"]["eval_epoch_step"] = [0, max(1, _epochs(config, steps) // 10)]
     trainer = BudgetTrainer(config, conditions.budget.minutes)
     trainer.train()
-    if not trainer.finished:  # Global.max_minutes
+    if trainer.paused:  # by Global.max_minutes
         raise OpenRecError(f"stopped at step {trainer.parts.progress.step}; the same command goes on there.")
     weights = folder / "run" / "latest.pth"
     found = {**scores(config, weights, conditions.real), **measure_reading(config, weights)}
