@@ -134,6 +134,16 @@ def test_in_the_skeleton(name):
         assert {n for n, _ in model.named_parameters() if n.endswith(part)} <= undecayed
 
 
+@pytest.mark.parametrize("name", ["Mamba", "Mamba1D", "BiMamba1D"])
+def test_the_encoder_says_order_and_backend_once_for_all_scans(name):
+    model = {"dims": [16], "depths": [1], "num_heads": [1], "mixer": [name], "sub_k": [[1, 1]]}
+    for given, order in (({}, "col"), ({name: {"scan_order": "row"}}, "row")):
+        encoder = SVTRv2Mamba(**model, scan_order="col", op_backend="reference", mixer_cfg=given)
+        layer = encoder.stages[0].blocks[0].token_mixer
+        assert (layer.scan_order, layer.op_backend) == (order, "reference")
+        assert {m.op_backend for m in layer.modules() if hasattr(m, "op_backend")} == {"reference"}
+
+
 def test_frame_is_that_of_the_adaptive_block():
     def frame(block):
         return {k: v.shape for k, v in block.state_dict().items() if not k.startswith("token_mixer")}

@@ -56,9 +56,10 @@ class SVTRv2Mamba(SVTRv2Skeleton):
         eps: of the blocks' norms. final_norm: close the residual stream of a last Mamba block by a LayerNorm.
         num_convs, kernel_sizes: per block of a stage; a list of another length than the stage means 2 and 3. The
             default gives three convolutions to blocks 3-5 of a stage of six.
-        d_state, d_conv, ssm_expand, dt_rank: state-space sizes. das_init: 'zero' offsets or 'trunc_normal'.
-        scan_order: 'row' or 'col'. mamba_init: 'svtr' or 'damamba' weights.
-        op_backend: 'auto', 'torch' or 'reference' (slow, for comparisons).
+        d_state, d_conv, ssm_expand, dt_rank: state-space sizes of Mamba. das_init: its 'zero' offsets or
+            'trunc_normal'. mamba_init: its 'svtr' or 'damamba' weights.
+        scan_order: of every mixer that scans, 'row' or 'col'.
+        op_backend: of their operators, 'auto', 'torch' or 'reference' (slow, for comparisons).
         mixer_cfg: further arguments by mixer, ``{Mamba: {layerscale: True}, DAT: {stride: [2, 2]}}``; those that a
             mixer lists in ``per_stage`` also as one value per stage, ``{DAT: {n_groups: [1, 2, 4]}}``.
     """
@@ -123,6 +124,8 @@ class SVTRv2Mamba(SVTRv2Skeleton):
             drop=drop_rate,
             attn_drop=attn_drop_rate,
             eps=eps,
+            scan_order=scan_order,
+            op_backend=op_backend,
             mamba={
                 "head_dim": head_dim,
                 "d_state": d_state,
@@ -130,9 +133,7 @@ class SVTRv2Mamba(SVTRv2Skeleton):
                 "expand": ssm_expand,
                 "dt_rank": dt_rank,
                 "das_init": das_init,
-                "scan_order": scan_order,
                 "mamba_init": mamba_init,
-                "op_backend": op_backend,
                 **extra,
             },
             mixer_cfg=others,

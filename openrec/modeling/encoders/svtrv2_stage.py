@@ -58,6 +58,8 @@ class BlockOptions:
     norm_layer: Norm = nn.LayerNorm
     act_layer: Act = nn.GELU
     eps: float = 1e-6
+    scan_order: str = "row"
+    op_backend: str = "auto"
     mamba: Mapping[str, Any] = field(default_factory=dict)  # arguments of DASSMBlock
     map_size: Size = (8, 32)  # (height, width) of the map for the largest image
     index: int = 0  # place of the block in its stage
@@ -73,7 +75,7 @@ class BlockOptions:
     def offer(self) -> dict[str, Any]:
         """What a mixer's constructor may ask for."""
         names = ("dim", "num_heads", "map_size", "mlp_ratio", "qkv_bias", "qk_scale", "drop", "attn_drop", "act_layer")
-        own = {name: getattr(self, name) for name in (*names, "eps", "index")}
+        own = {name: getattr(self, name) for name in (*names, "eps", "index", "scan_order", "op_backend")}
         return {**own, "drop_path": self.drop_path_rate}
 
 
@@ -82,8 +84,9 @@ def build_block(mixer: str, o: BlockOptions) -> list[nn.Module]:
     if mixer == "Conv":
         return [ConvBlock(o.dim, o.num_heads, num_conv=o.num_conv, kernel_size=o.kernel_size, **o.common())]
     if mixer in ("Mamba", "FMamba"):
-        shared = {"mlp_ratio": o.mlp_ratio, "drop": o.drop, "drop_path": o.drop_path_rate, "eps": o.eps}
-        return [DASSMBlock(o.dim, **{**shared, "act_layer": o.act_layer, **o.mamba})]
+        names = ("mlp_ratio", "drop", "drop_path", "act_layer", "eps", "scan_order", "op_backend")
+        offered = o.offer()
+        return [DASSMBlock(o.dim, **{**{name: offered[name] for name in names}, **o.mamba})]
     if MIXERS[mixer].target:
         return [build_mixer(mixer, o.offer(), o.mixer_cfg.get(mixer, {}))]
     if mixer == "FGlobalRe2D":
