@@ -11,6 +11,7 @@ from openrec.config import load_config
 from openrec.diagnose.scalars import gradients, keep_some, scalars, summary, weights_of
 from openrec.diagnose.watch import Watch
 from openrec.engine.trainer import Trainer
+from openrec.modeling.decoders.true2d_decoder import True2DDecoder
 from openrec.modeling.encoders.dassm import DASSM
 from openrec.modeling.record import Recorder, record, recording
 
@@ -225,6 +226,33 @@ def test_flat_attention_is_fine_before_the_end_of_the_warm_up():
     for name, value in (("attn_entropy", 1.0), ("attn_sim", 0.99), ("attn_sim_next", 0.99), ("feature_spread", 0.1)):
         assert warned(name, value, warm_up=5) == []
         assert len(warned(name, value, value, warm_up=5)) == 1  # step 11
+
+
+@pytest.mark.parametrize(
+    ("spans", "losses", "number"),
+    [
+        ([0.1] * 9, [3.0] * 9, 1),  # nothing moves, nothing is learnt
+        ([0.1] * 9, [3.0 - 0.1 * i for i in range(9)], 0),  # it learns anyhow
+        ([0.1 + 0.05 * i for i in range(9)], [3.0] * 9, 0),  # the points are on their way
+        ([0.1] * 9, [None] * 9, 0),
+    ],
+)
+def test_reference_points_that_stay_while_the_loss_is_flat(spans, losses, number):
+    watch, fresh = Watch(warm_up=20), []
+    for i, (span, loss) in enumerate(zip(spans, losses)):
+        fresh += watch.check({"ref_span/m": span}, 10 * i + 1, loss)
+    assert len(fresh) == number and all("ref_mode: soft_argmax" in text for text in fresh)
+
+
+@pytest.mark.parametrize(("mode", "tells"), [("learned", True), ("soft_argmax", False), ("reading", False)])
+def test_true2d_tells_how_far_apart_its_learned_references_lie(mode, tells):
+    torch.manual_seed(0)
+    decoder = True2DDecoder(16, 10, n_layers=1, n_head=2, max_len=4, map_size=[2, 4], ref_mode=mode)
+    label = torch.tensor([[8, 1, 2, 3, 0]])
+    with Recorder(decoder) as recorder:
+        decoder.train()(torch.randn(1, 16, 2, 4), data=[label, torch.tensor([3])])
+    spans = [v for k, v in scalars(recorder.entries).items() if k.startswith("ref_span/")]
+    assert len(spans) == tells and all(0 < span < 1 for span in spans)
 
 
 def test_a_warning_is_told_once_until_it_has_gone():

@@ -149,12 +149,18 @@ def test_package_compiled_ahead_of_time(recognizer, images, tmp_path):
 
 @pytest.mark.parametrize("half", (False, True))
 def test_safetensors(recognizer, images, tmp_path, half):
+    from safetensors.torch import load_file
+
     done = export(recognizer, tmp_path / "m.safetensors", "safetensors", images=str(images), half=half)
     exported = load(done.path, device="cpu")
     same = [a.text == b.text for a, b in zip(exported(str(images)), recognizer(str(images)))]
     assert all(same) if not half else sum(same) >= 20
     size = sum(t.numel() for t in recognizer.model.state_dict().values())
     assert done.path.stat().st_size < size * (2.2 if half else 4.4) + 20_000
+    written, model = load_file(done.path), recognizer.model
+    buffers = {name for name, tensor in model.named_buffers() if tensor.is_floating_point()} & set(written)
+    assert buffers and all(written[name].dtype == torch.float32 for name in buffers)  # tables must stay exact
+    assert {written[name].dtype for name, _ in model.named_parameters()} == {torch.float16 if half else torch.float32}
 
 
 def test_options_that_cannot_be(recognizer, tmp_path):

@@ -1,13 +1,18 @@
 """Values that a blanket initialisation would destroy survive the construction of the whole encoder."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from openrec.config import load_config
+from openrec.modeling import build_model
 from openrec.modeling.encoders.svtrv2_mamba import DASSM, DASSMBlock, SVTRv2Mamba
 from openrec.modeling.layers import flagged_names, init_svtr
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"depths": [1, 2, 1], "dims": [32, 32, 64], "num_heads": [2, 2, 2], "mixer": ["Conv", "Conv, Mamba", "Mamba"]}
 
 
@@ -51,6 +56,18 @@ def test_every_flagged_parameter_survives_the_visitor():
     for name, parameter in model.named_parameters():
         if name in names:
             assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "rec").glob("**/*_tiny.yml")), ids=lambda p: p.stem)
+def test_flagged_parameters_of_every_system_survive_the_visitor(path):
+    config = load_config(path)
+    torch.manual_seed(0)
+    model = build_model({**config["Architecture"], "Decoder": {**config["Architecture"]["Decoder"], "out_channels": 40}})
+    names = flagged_names(model, "_no_reinit")
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    model.apply(init_svtr)
+    changed = {k for k, v in model.named_parameters() if not torch.equal(v, before[k])}
+    assert changed and not changed & names
 
 
 def test_svtr_visitor():

@@ -16,14 +16,13 @@ from openrec.postprocess.ar_postprocess import ARLabelDecode
 
 CLASSES = 9  # end and 8 characters
 EOS, BOS, PAD = 0, 9, 10
-SIZES = {"in_channels": 12, "out_channels": CLASSES + 2, "hidden": 16, "embed_dim": 10, "map_size": [3, 5]}
+SIZES = {"in_channels": 12, "out_channels": CLASSES + 2, "hidden": 16, "attn_dim": 14, "embed_dim": 10, "map_size": [3, 5]}
 NAMES = ["SoftAttnDecoder", "HardAttnDecoder", "DRAWAttnDecoder"]
 
 
 def build(name="SoftAttnDecoder", **options):
     torch.manual_seed(0)
-    attention = {} if name == "DRAWAttnDecoder" else {"attn_dim": 14}
-    return build_decoder({"name": name, **SIZES, **attention, "max_len": 6, "dropout": 0.0, **options}).double()
+    return build_decoder({"name": name, **SIZES, "max_len": 6, "dropout": 0.0, **options}).double()
 
 
 def labels(*texts, width=8):

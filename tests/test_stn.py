@@ -107,6 +107,33 @@ def test_out_margin_shows_the_surroundings():
     assert (out[..., 9:23, 17:47] == 1).all() and out[..., :7, :].abs().max() == 0
 
 
+def test_rare_start_is_rares_shear():
+    """Mean 1/3 and largest vertical shift of RARE's figure 6a, nothing sideways: as ``TPS`` has it."""
+    stn = STN(mode="tps", init="rare", output_size=[32, 100], **SMALL).eval()
+    seen = []
+    stn._listener = lambda module, key, value: seen.append(value) if key == "grid" else None
+    stn(torch.zeros(1, 3, 32, 100))
+    centres = torch.from_numpy(pixel_centres(32, 100)).float().view(32, 100, 2)
+    shift = (2 * seen[0][0].detach() - 1 - centres).abs()
+    assert abs(shift[..., 1].mean() - 1 / 3) < 2e-3 and abs(shift[..., 1].max() - 0.98) < 5e-3
+    assert shift[..., 0].max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["affine", "similarity", "tps"])
+def test_coordinates_of_a_model_in_other_precisions(mode):
+    torch.manual_seed(0)
+    grids = {}
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        stn = STN(mode=mode, output_size=[32, 100], num_fiducial=6, **SMALL).eval().to(dtype)
+        stn._listener = lambda module, key, value, d=dtype: grids.__setitem__(d, value) if key == "grid" else None
+        assert stn(torch.zeros(1, 3, 32, 100, dtype=dtype)).dtype == dtype
+    identity = torch.from_numpy((pixel_centres(32, 100).reshape(1, 32, 100, 2) + 1) / 2)
+    assert grids[torch.bfloat16].dtype == torch.float32
+    for dtype, atol in ((torch.float64, 1e-15 if mode != "tps" else 1e-7), (torch.float32, 1e-6)):
+        torch.testing.assert_close(grids[dtype].double(), identity, atol=atol, rtol=0)
+    torch.testing.assert_close(grids[torch.bfloat16].double(), identity, atol=5e-3, rtol=0)  # the parameters' rounding
+
+
 def test_coordinates_stay_in_float32_under_autocast():
     torch.manual_seed(0)
     stn = STN(output_size=[32, 128], **SMALL).eval()

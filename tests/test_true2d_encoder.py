@@ -11,9 +11,11 @@ from openrec.errors import ConfigError
 from openrec.modeling import BaseRecognizer, build_model
 from openrec.modeling.decoders import build_decoder
 from openrec.modeling.encoders import build_encoder
+from openrec.modeling.encoders.svtrv2_mixers import build_mixer
 from openrec.modeling.encoders.true2d import RelativePositionBias, True2DAttention, True2DBlock, True2DEncoder
 from openrec.modeling.layers import flagged_names, init_svtr
 
+OFFERED = {"dim": 16, "num_heads": 2, "map_size": (4, 32)}
 TINY = {"name": "True2DEncoder", "max_sz": [16, 32], "d_model": 16, "n_layers": 2, "n_head": 4, "d_inner": 24}
 
 
@@ -294,9 +296,23 @@ def test_as_mixer_it_knows_the_map_of_its_stage():
 
 def test_as_mixer_it_takes_window_and_shift():
     encoder = skeleton(["Conv", "Conv*2", "True2D*2"], True2D={"window_size": 4, "shift": True})
-    assert [m.shift for m in encoder.modules() if isinstance(m, True2DAttention)] == [True, True]
+    assert [m.shift for m in encoder.modules() if isinstance(m, True2DAttention)] == [False, True]
     with pytest.raises(ConfigError, match="window_size"):
         skeleton(["Conv", "Conv*2", "True2D*2"], True2D={"windowsize": 4})
+
+
+def test_shifted_windows_mix():
+    """What a cell knows of grows beyond its window: every second block moves the windows."""
+    blocks = [build_mixer("True2D", {**OFFERED, "index": i}, {"window_size": [4, 4], "shift": True}) for i in range(4)]
+    x = torch.randn(1, 16, 4, 32, requires_grad=True)
+    y = x
+    for block in blocks:
+        y = block.eval()(y)
+    y[0, :, 2, 10].sum().backward()
+    columns = x.grad.abs().sum((0, 1, 2)).nonzero().flatten().tolist()
+    assert min(columns) < 8 and max(columns) > 11  # its own window: columns 8 to 11
+    always = build_mixer("True2DShifted", {**OFFERED, "index": 0}, {"window_size": [4, 4]})
+    assert always.attn.shift
 
 
 def test_as_mixer_it_keeps_the_map():

@@ -139,9 +139,15 @@ def _feature(feature: Tensor) -> dict[str, float]:
     return {"feature_rms": float(rms), "feature_spread": float(spread)}
 
 
+def _ref_steps(ref: Tensor) -> dict[str, float]:
+    """How far apart, in widths of the map, the steps of a text look: from ``[B, T, 2]``, mean over the batch."""
+    x = ref[..., 0].mean(0)
+    return {"ref_span": float(x.max() - x.min())}
+
+
 _REDUCE: dict[str, Callable[[Tensor], dict[str, float]]] = {
     "loc": _loc, "offset": _offset, "attn": _attn_of_queries, "rows": _attn, "grid": _grid, "theta": _theta,
-    "fiducial": _fiducial, "feature": _feature,
+    "fiducial": _fiducial, "feature": _feature, "ref_steps": _ref_steps,
     "dt": lambda t: {"dt_mean": float(t.mean())},
     "decay": lambda t: {"decay_mean": float(t.mean())},
     "state": lambda t: {"state_rms": float(t.square().mean().sqrt())},

@@ -11,6 +11,7 @@ Rule = Callable[["Watch", str, float], str]  # -> what is wrong, or ""
 ZEROS = 3  # logs in a row with a gradient of exactly 0
 OUT, OUT_GROWTH = 0.5, 0.2
 ENTROPY, SIMILAR, DECAY, AREA, FAR, ALIKE = (0.05, 0.999), 0.95, (0.05, 0.9999), 0.2, 0.5, 0.3
+STILL, FLAT, LOSSES = 0.02, 0.98, 6  # the loss is judged by so many logs after the warm-up
 
 
 @dataclass
@@ -27,17 +28,20 @@ class Watch:
     warm_up: int = 0
     first: dict[str, float] = field(default_factory=dict)
     zeros: dict[str, int] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
     active: set[str] = field(default_factory=set)
     step: int = 0
 
-    def check(self, values: Mapping[str, float], step: int) -> list[str]:
+    def check(self, values: Mapping[str, float], step: int, loss: float | None = None) -> list[str]:
         """Warnings of this log that the one before did not have.
 
         Args:
             values: what ``scalars`` and ``gradients`` gave.
-            step: the optimizer step.
+            step: the optimizer step. loss: its loss, if known.
         """
         self.step = step
+        if loss is not None and self.warm:
+            self.losses.append(loss)
         wrong: dict[str, str] = {}
         for name, value in values.items():
             kind, _, module = name.partition("/")
@@ -55,6 +59,12 @@ class Watch:
     @property
     def warm(self) -> bool:
         return self.step > self.warm_up
+
+    @property
+    def flat(self) -> bool:
+        """Whether the loss has hardly fallen since the warm-up: its later half of logs is as high as the earlier."""
+        half = len(self.losses) // 2
+        return len(self.losses) >= LOSSES and sum(self.losses[-half:]) > FLAT * sum(self.losses[:half])
 
 
 def _frac_out(watch: Watch, name: str, value: float) -> str:
@@ -109,8 +119,14 @@ def _spread(watch: Watch, name: str, value: float) -> str:
     return ""
 
 
+def _still(watch: Watch, name: str, value: float) -> str:
+    if watch.flat and abs(value - watch.first[name]) < STILL:
+        return "reference points stay where they began and the loss is flat; set Decoder.ref_mode: soft_argmax"
+    return ""
+
+
 RULES: dict[str, Rule] = {
     "frac_out": _frac_out, "attn_entropy": _entropy, "attn_sim": _similar("different queries"),
     "attn_sim_next": _similar("this block and the one before"), "offset_share": _far, "grad": _gradient,
-    "decay_mean": _decay, "grid_area": _area, "feature_spread": _spread,
+    "decay_mean": _decay, "grid_area": _area, "feature_spread": _spread, "ref_span": _still,
 }  # fmt: skip

@@ -50,7 +50,7 @@ class Diagnosis:
         values = scalars({**self._reading(result), **recorder.entries})
         scale = max(1.0, result.grad_norm / self.clip) if self.clip > 0 and result.updated else 1.0
         values |= {name: scale * norm for name, norm in gradients(self.parts.model).items()}  # before clipping
-        self._report(values, number)
+        self._report(values, number, result.losses.get("loss"))
         return result
 
     def _reading(self, result: StepResult) -> dict[tuple[str, str], list[Any]]:
@@ -78,15 +78,15 @@ class Diagnosis:
             if self.step.forward is eager:  # else the step has just wrapped the model
                 self.step.forward = before
 
-    def _report(self, values: Mapping[str, float], number: int) -> None:
+    def _report(self, values: Mapping[str, float], number: int, loss: float | None) -> None:
         means = summary(values)
-        fresh = self.watch.check(values, number)
+        fresh = self.watch.check(values, number, loss)
         if not values:  # every sample of the step was skipped, so nothing ran
             return
         logger.info("diagnose, step %d: %s", number, ", ".join(f"{k}: {v:.4g}" for k, v in means.items()))
         for text in fresh:
             logger.warning("diagnose, step %d: %s", number, text)
-        row = {**means, **values, "warnings": sorted(self.watch.active)}
+        row = {**means, **values, "loss": loss, "warnings": sorted(self.watch.active)}
         self.parts.log.write("diagnose", step=number, epoch=self.parts.progress.epoch, **row)
         self.board.write("DIAGNOSE", {**means, **values}, number)
 
@@ -98,4 +98,4 @@ class Diagnosis:
             row = json.loads(line)
             if row.get("event") == "diagnose":
                 values = {k: v for k, v in row.items() if "/" in k and isinstance(v, (int, float))}
-                self.watch.check(values, int(row["step"]))
+                self.watch.check(values, int(row["step"]), row.get("loss"))

@@ -122,7 +122,9 @@ def _weights(recognizer: Recognizer, path: Path, half: bool, pictures: list[Any]
 
     state = {k: v.detach().cpu().contiguous() for k, v in recognizer.model.state_dict().items()}
     if half:
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        # what was learned: buffers such as a spline's tables are small, and their last digits are pixels
+        learned = {name for name, _ in recognizer.model.named_parameters(remove_duplicate=False)}
+        state = {k: v.half() if k in learned and v.is_floating_point() else v for k, v in state.items()}
     # one tensor under two names is written twice: the format knows no sharing
     state = {k: v.clone() for k, v in state.items()}
     found = verify.Agreement()

@@ -104,7 +104,8 @@ def keep_state(checkpoint: str | Path, target: str | Path) -> Path:
             if torch.is_tensor(value) and value.ndim:
                 moments[name] = value.bfloat16()
     averaged = (state.get("ema") or {}).get("state_dict", {})
-    averaged.update({k: v.half() for k, v in averaged.items() if v.dtype == torch.float32})
+    same = {k for k, v in averaged.items() if torch.equal(v, state["state_dict"][k])}  # tables, which must stay exact
+    averaged.update({k: v.half() for k, v in averaged.items() if v.dtype == torch.float32 and k not in same})
     save_checkpoint(state, target)
     return Path(target)
 

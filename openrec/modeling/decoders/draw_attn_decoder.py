@@ -135,13 +135,15 @@ def _span(size: int, count: int) -> float:
 
 
 class DRAWAttnDecoder(RNNAttnDecoder):
-    """Arguments: see ``RNNAttnDecoder``; ``grid``: rows and columns of Gaussians."""
+    """Arguments: see ``RNNAttnDecoder``; ``grid``: rows and columns of Gaussians; ``attn_dim`` is there so that the three
+    recurrent decoders take the same keys, a grid has no scores."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         hidden: int = 256,
+        attn_dim: int = 256,
         embed_dim: int = 256,
         cell: str = "lstm",
         max_len: int = 25,

@@ -135,6 +135,8 @@ class NRTRDecoder(nn.Module):
     needs = "seq"
     ignored_keys = ("beam_size",)
 
+    key_aliases = {"n_head": "nhead", "num_heads": "nhead", "n_layers": "num_decoder_layers"}
+
     def __init__(
         self,
         in_channels: int,

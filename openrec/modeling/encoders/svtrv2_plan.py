@@ -37,7 +37,7 @@ MIXERS: dict[str, Mixer] = {
     "FGlobal": Mixer(4, 3),
     "FGlobalRe2D": Mixer(4, 4),
     "True2D": Mixer(4, 4, True, _HERE + "true2d:True2DBlock"),
-    "True2DShifted": Mixer(4, 4, True, _HERE + "true2d:True2DBlock", {"shift": True}),
+    "True2DShifted": Mixer(4, 4, True, _HERE + "true2d:True2DBlock", {"shift": True, "index": None}),
     "Mamba1D": Mixer(4, 4, True, _HERE + "mamba1d:Mamba1DBlock", {"bidirectional": False}),
     "BiMamba1D": Mixer(4, 4, True, _HERE + "mamba1d:Mamba1DBlock", {"bidirectional": True}),
     "DAT": Mixer(4, 4, True, _HERE + "dat:DATBlock"),

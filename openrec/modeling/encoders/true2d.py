@@ -231,7 +231,8 @@ class True2DBlock(nn.Module):
 
     Args:
         map_size: largest map (height, width).
-        window_size, shift: see ``True2DAttention``.
+        window_size, shift: see ``True2DAttention``. index: of the block in its stage; then every second one shifts, as
+            windows that all move alike would never mix.
         ffn: 'mlp', or 'locality' for SATRN's convolutions; d_inner: its inner width, None: ``mlp_ratio * dim``.
     """
 
@@ -252,10 +253,12 @@ class True2DBlock(nn.Module):
         eps: float = 1e-6,
         window_size: int | Sequence[int] | None = None,
         shift: bool = False,
+        index: int | None = None,
         ffn: str = "mlp",
         d_inner: int | None = None,
     ):
         super().__init__()
+        shift = shift and (index is None or index % 2 == 1)
         if ffn not in ("mlp", "locality"):
             raise ConfigError(f'True2D: ffn must be "mlp" or "locality", got "{ffn}".')
         inner = d_inner or int(dim * mlp_ratio)

@@ -63,10 +63,10 @@ class TPSSpatialTransformer(nn.Module):
     def grid(self, source_control_points: Tensor) -> Tensor:
         """Points [B, count, 2] in [0, 1] -> where every output pixel comes from, [B, H, W, 2] in [0, 1]."""
         with full_precision(source_control_points.device):
-            source = source_control_points.to(self.inverse_kernel.dtype)
-            tail = self.padding_matrix.expand(source.shape[0], 3, 2)
-            mapping = torch.matmul(self.inverse_kernel, torch.cat([source, tail], 1))
-            grid = torch.matmul(self.target_coordinate_repr, mapping)
+            dtype = torch.promote_types(self.inverse_kernel.dtype, torch.float32)
+            source, tail = source_control_points.to(dtype), self.padding_matrix.to(dtype)
+            source = torch.cat([source, tail.expand(source.shape[0], 3, 2)], 1)
+            grid = torch.matmul(self.target_coordinate_repr.to(dtype), self.inverse_kernel.to(dtype) @ source)
         return grid.view(-1, *self.output_image_size, 2).clamp(0, 1)
 
     def forward(self, input: Tensor, source_control_points: Tensor) -> Tensor:

@@ -36,9 +36,10 @@ def start_at(layer: nn.Linear, values: np.ndarray) -> None:
 
 
 def in_full(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)`` without autocast: what it gives are coordinates."""
+    """``layer(x)`` in float32 at least, whatever autocast or a model of half precision say: it gives coordinates."""
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     with full_precision(x.device):
-        return layer(x.to(layer.weight.dtype))
+        return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
 
 
 class STNHead(nn.Module):

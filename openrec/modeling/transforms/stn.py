@@ -87,12 +87,13 @@ class STN(Rectifier):
         self.mode, self.loc_size = mode, checked_size("loc_size", loc_size)
         size, stretch = checked_size("output_size", output_size), 1 / (1 - 2 * out_margin)
         if mode == "tps":
-            start = first_points(num_fiducial, init, TPS_MARGIN)
-            self.spline = ThinPlate(num_fiducial, TPS_MARGIN, size, stretch)
+            margin = 0.0 if init == "rare" else TPS_MARGIN  # RARE's targets lie on the border
+            start = first_points(num_fiducial, init, margin)
+            self.spline = ThinPlate(num_fiducial, margin, size, stretch)
         else:
             start = np.array([1.0, 0, 0, 0, 1, 0] if mode == "affine" else [1.0, 0, 0, 0])
-            points = torch.from_numpy(pixel_centres(*size, stretch)).float()
-            self.register_buffer("points", points, persistent=False)
+            self.table = pixel_centres(*size, stretch)
+            self.register_buffer("points", torch.from_numpy(self.table).float(), persistent=False)
         self.stn_head = STNHead(in_channels, self.loc_size, start, channels, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,4 +107,7 @@ class STN(Rectifier):
             return self.sample(x, self.spline(source))
         theta = parameters.view(-1, 2, 3) if self.mode == "affine" else similarity(parameters)
         record(self, "theta", theta)
-        return self.sample(x, affine_grid(theta, self.points.to(theta.dtype), self.output_size))
+        points = self.points
+        if not points.dtype == theta.dtype == torch.float32:  # a model in another precision has rounded them
+            points = torch.from_numpy(self.table).to(theta)
+        return self.sample(x, affine_grid(theta, points, self.output_size))

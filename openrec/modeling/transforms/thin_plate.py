@@ -116,7 +116,7 @@ class ThinPlate(nn.Module):
         """Source points [B, count, 2] -> grid [B, H, W, 2], float32 (float64 for float64 points)."""
         size = self.size or size
         assert size is not None
-        if self.size is not None and source.dtype != torch.float64:
+        if self.size is not None and source.dtype == self.matrix.dtype == torch.float32:
             matrix, points, control = self.matrix, self.points, self.control
         else:
             matrix, points, control = (torch.from_numpy(t).to(source.device, source.dtype) for t in self._of(size))
