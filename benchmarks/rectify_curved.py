@@ -33,7 +33,8 @@ from openrec.engine.trainer import Trainer
 ROOT = Path(__file__).resolve().parents[1]
 REC = ROOT / "configs" / "rec"
 RECOGNISER = REC / "svtrv2" / "svtrv2_mamba_tiny.yml"
-VARIANTS = {"none": None, "STN": REC / "attn" / "stn_soft_attn_tiny.yml", "TPS": REC / "attn" / "tps_soft_attn_tiny.yml"}
+ATTN = REC / "attn"
+VARIANTS = {"none": None, "STN": ATTN / "stn_soft_attn_tiny.yml", "TPS": ATTN / "tps_soft_attn_tiny.yml"}
 LARGE = [64, 192]  # what a transform cuts its image out of
 TRAINING = {"rotation": [0, 35], "curvature": [0, 110]}  # degrees, either way
 SETS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,8 @@ from openrec.postprocess.ar_postprocess import ARLabelDecode
 
 CLASSES = 9  # end and 8 characters
 EOS, BOS, PAD = 0, 9, 10
-SIZES = {"in_channels": 12, "out_channels": CLASSES + 2, "hidden": 16, "attn_dim": 14, "embed_dim": 10, "map_size": [3, 5]}
+WIDTHS = {"hidden": 16, "attn_dim": 14, "embed_dim": 10}
+SIZES = {"in_channels": 12, "out_channels": CLASSES + 2, **WIDTHS, "map_size": [3, 5]}
 NAMES = ["SoftAttnDecoder", "HardAttnDecoder", "DRAWAttnDecoder"]
 
 

@@ -135,8 +135,8 @@ def _span(size: int, count: int) -> float:
 
 
 class DRAWAttnDecoder(RNNAttnDecoder):
-    """Arguments: see ``RNNAttnDecoder``; ``grid``: rows and columns of Gaussians; ``attn_dim`` is there so that the three
-    recurrent decoders take the same keys, a grid has no scores."""
+    """Arguments: see ``RNNAttnDecoder``; ``grid``: rows and columns of Gaussians; ``attn_dim``: not used, a grid has no
+    scores, but so the three recurrent decoders take the same keys."""
 
     def __init__(
         self,
