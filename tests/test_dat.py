@@ -41,6 +41,41 @@ def test_published_code(case, dtype):
     check_module(case, lambda: DAttentionBaseline(**case["args"]), dtype, lambda m, i, _: dict(zip(names, m(i["x"]))))
 
 
+def published(m, x, no_off):
+    """DAT's arithmetic in its own units (corner pixels at -1 and 1), one group, no position term, nothing padded."""
+    q = m.proj_q(x)
+    offset = m.conv_offset(q).tanh() if not no_off else torch.zeros_like(m.conv_offset(q))
+    hk, wk = offset.shape[2:]
+    rows, columns = ((torch.arange(n).double() + 0.5) / (n - 1) * 2 - 1 for n in (hk, wk))
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+    points = grid + m.offset_range * offset.permute(0, 2, 3, 1) / torch.tensor([hk - 1.0, wk - 1.0])
+    keys = F.grid_sample(x, points.flip(-1), align_corners=True)
+    keys = F.avg_pool2d(x, m.stride) if no_off else keys
+    q, k, v = (
+        t.flatten(2).unflatten(1, (m.num_heads, -1)).transpose(2, 3) for t in (q, m.proj_k(keys), m.proj_v(keys))
+    )
+    out = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2).view_as(x)
+    return m.proj_out(out), points
+
+
+@pytest.mark.parametrize(
+    "size, k, found", [((5, 9), 2, (2, 4)), ((7, 8), 3, (2, 2)), ((6, 9), 4, (1, 2)), ((6, 9), 3, (2, 3))]
+)
+@pytest.mark.parametrize("no_off", [False, True])
+def test_published_code_drops_what_no_whole_kernel_covers(size, k, found, no_off):
+    module = DAttentionBaseline(size, size, 2, 4, 1, 0.0, 0.0, k, 2, False, False, no_off, False, k, False).double()
+    x = torch.randn(2, 8, *size).double()
+    out, points, _ = scatter(module)(x)
+    expected, places = published(module, x, no_off)
+    assert points.shape[2:4] == found
+    if places.isfinite().all():  # the published grid divides by the number of points less one
+        torch.testing.assert_close(points[:, 0], places)
+        torch.testing.assert_close(out, expected)
+    fixed = DAttentionBaseline(size, size, 2, 4, 1, 0.0, 0.0, k, 2, True, False, False, True, k, False)
+    assert fixed.rpe_table.shape[1:] == (size[0] * size[1], points.shape[2:4].numel())
+    assert fixed(x.float())[0].isfinite().all()
+
+
 # ---------------------------------------------------------------------------- zero offsets
 
 
@@ -241,6 +276,27 @@ def test_autocast_keeps_positions_in_float32():
     assert (low.float() - out).norm() / out.norm() < 2e-2
 
 
+@pytest.mark.parametrize("pe", ["rpe", "log_cpb", "dwc", "fixed", "none"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(pe, dtype):
+    torch.manual_seed(0)
+    module = scatter(dat(dim=32, stride=2, pe=pe).float())
+    x = torch.randn(2, 6, 10, 32)
+    want = module(x)
+    got, points, _ = module.to(dtype).attend(x.to(dtype))
+    assert got.dtype == dtype and points.dtype == torch.float32
+    assert (got.float() - want).norm() / want.norm() < 5e-2
+
+
+@pytest.mark.parametrize("pe", ["rpe", "log_cpb"])
+def test_autocast_leaves_the_bias_as_it_is(pe):
+    module = dat(stride=2, pe=pe).float()
+    points = torch.rand(2, 1, 3, 5, 2) * 5
+    want = module.bias(points, (6, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(module.bias(points, (6, 10)), want, rtol=1e-6, atol=1e-7)
+
+
 # ---------------------------------------------------------------------------- in the skeleton
 
 
@@ -250,6 +306,17 @@ def test_numbers_of_parameters():
     attention = 4 * (c * c + c) + 16 * k * k + 16 + 2 * 16 + 2 * 16 + heads * (2 * h - 1) * (2 * w - 1)
     assert sum(p.numel() for p in block.attn.parameters()) == attention
     assert sum(p.numel() for p in block.parameters()) == attention + 4 * c + 8 * c * c + 5 * c
+
+
+def test_lpu_is_a_depthwise_convolution_before_the_block():
+    block, plain = (DATBlock(8, 2, (6, 10), lpu=on).eval() for on in (True, False))
+    plain.load_state_dict({k: v for k, v in block.state_dict().items() if not k.startswith("lpu")})
+    x, conv = torch.randn(2, 8, 6, 10), block.lpu.conv
+    seen = x + F.conv2d(x, conv.weight, conv.bias, padding=1, groups=8)
+    torch.testing.assert_close(block(x), plain(seen))
+    model = SVTRv2Mamba(**SMALL, mixer_cfg={"DAT": {"lpu": True}})
+    assert [hasattr(m, "lpu") for m in model.modules() if isinstance(m, DATBlock)] == [True, True]
+    assert not hasattr(plain, "lpu")
 
 
 def test_zero_start_and_table_survive_the_skeleton():

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
+from openrec.ops._checks import full_precision
 
 
 class DropPath(nn.Module):
@@ -82,6 +83,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
             return F.gelu(out) if gelu else out
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
+
+
+def exact(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer(x)`` in float32 (float64 when given), also under autocast: for coordinates and their weights."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with full_precision(x.device):
+        bias = None if layer.bias is None else layer.bias.to(dtype)
+        return linear(x.to(dtype), layer.weight.to(dtype), bias)
 
 
 class Linear(nn.Linear):

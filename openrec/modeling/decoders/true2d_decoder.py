@@ -16,21 +16,13 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.nrtr_decoder import Heads, PositionalEncoding
 from openrec.modeling.decoders.token_steps import TokenEmbedding, greedy
-from openrec.modeling.layers import Linear, Mlp, as_vector, guard, init_free, linear
+from openrec.modeling.layers import Linear, Mlp, as_vector, exact, guard, init_free
 from openrec.modeling.record import record
 from openrec.ops import deform_sample
 from openrec.ops._checks import full_precision
 
 REF_MODES = ("soft_argmax", "reading", "learned", "iterative")
 REF_DIM = 32  # width of the scores that find a point in the map
-
-
-def exact(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)`` in float32 (float64 when given), also under autocast: for coordinates and their weights."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with full_precision(x.device):
-        bias = None if layer.bias is None else layer.bias.to(dtype)
-        return linear(x.to(dtype), layer.weight.to(dtype), bias)
 
 
 def ring_offsets(num_heads: int, points: int, map_size: Sequence[int] | None = None) -> Tensor:

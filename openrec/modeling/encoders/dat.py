@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.prenorm import PreNormBlock
 from openrec.modeling.encoders.svtrv2_blocks import Act, Size
-from openrec.modeling.layers import LayerNorm2d, as_vector, dot_product_attention, guard, linear, maybe, trunc_normal_
+from openrec.modeling.layers import (
+    LayerNorm2d,
+    as_vector,
+    dot_product_attention,
+    exact,
+    guard,
+    linear,
+    maybe,
+    trunc_normal_,
+)
 from openrec.modeling.record import record, recording
 from openrec.ops import deform_sample
 
@@ -44,6 +53,8 @@ class DATAttention(nn.Module):
         rpb_size: largest map (height, width); sizes the table.
         no_off: average pooling instead of moved points, and no position term: an ablation of DAT's code.
     """
+
+    cut_cells = True  # whether a cell that the border cuts has a point where ksize is the stride, so nothing is padded
 
     def __init__(
         self,
@@ -93,7 +104,9 @@ class DATAttention(nn.Module):
             heads = self.num_heads // self.n_groups
             self.rpe_table = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, heads, bias=False))
         elif self.pe != "none":
-            size = (2 * h - 1, 2 * w - 1) if self.pe == "rpe" else (h * w, -(-h // rh) * -(-w // rw))
+            whole = not self.cut_cells and not any(self.padding)
+            keys = (h // rh) * (w // rw) if whole else -(-h // rh) * -(-w // rw)
+            size = (2 * h - 1, 2 * w - 1) if self.pe == "rpe" else (h * w, keys)
             table = nn.Parameter(trunc_normal_(torch.zeros(self.num_heads, *size), std=0.01))
             guard(table)
             self.rpe_table = table
@@ -125,14 +138,15 @@ class DATAttention(nn.Module):
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, width]
 
     def _pooled(self, x: Tensor) -> Tensor:
-        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, self.stride, ceil_mode=True)
+        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, self.stride, ceil_mode=self.cut_cells)
         return pooled.flatten(2).transpose(1, 2)
 
     def points(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """From the queries [B, H, W, C]: the points [B, groups, Hk, Wk, 2] and the grid [Hk, Wk, 2] (y, x in px)."""
         b, h, w = q.shape[:3]
         maps = q.unflatten(-1, (self.n_groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B*groups, C/groups, H, W]
-        bottom, right = (-n % r if k == 0 else 0 for n, r, k in zip((h, w), self.stride, self.padding))
+        cut = zip((h, w), self.stride, self.padding)
+        bottom, right = (-n % r if k == 0 and self.cut_cells else 0 for n, r, k in cut)
         offset = self.conv_offset(F.pad(maps, (0, right, 0, bottom)) if maybe(bottom, right) else maps)
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         hk, wk = offset.shape[2:]
@@ -198,7 +212,9 @@ class DATAttention(nn.Module):
         if self.pe == "log_cpb":
             d = displacement * as_vector(displacement, 8 / max(h - 1, 1), 8 / max(w - 1, 1))
             d = d.sign() * torch.log2(d.abs() + 1) / math.log2(8)
-            return cast(nn.Module, self.rpe_table)(d).permute(0, 1, 4, 2, 3).flatten(1, 2)
+            first, _, last = cast(nn.Sequential, self.rpe_table)
+            hidden = exact(cast(nn.Linear, first), d).relu()
+            return exact(cast(nn.Linear, last), hidden).permute(0, 1, 4, 2, 3).flatten(1, 2)
         return self.read_table(displacement)
 
     def read_table(self, displacement: Tensor) -> Tensor:
@@ -252,6 +268,8 @@ class DAttentionBaseline(DATAttention):
     Returns:
         the output, and points and reference grid [B, groups, Hk, Wk, 2] as (y, x) with -1 and 1 at the corner pixels.
     """
+
+    cut_cells = False
 
     def __init__(
         self,
