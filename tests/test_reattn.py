@@ -28,25 +28,38 @@ def test_mixing_is_between_heads():
     torch.testing.assert_close(module(x), plain.proj((maps @ v).transpose(1, 2).reshape(2, 5, 8)))
 
 
-@pytest.mark.parametrize("sharp", [1.0, 8.0])
-def test_scale_of_the_output(sharp):
+@pytest.mark.parametrize("n", [64, 256])
+@pytest.mark.parametrize("sharp", [0.25, 1.0, 4.0, 16.0])
+def test_scale_of_the_output(sharp, n):
     torch.manual_seed(0)
-    x = torch.randn(4, 256, 64)
+    x = torch.randn(4, n, 64)
     plain = Attention(64, 4, qkv_bias=True)
     torch.nn.init.normal_(plain.qkv.weight, std=0.125)
     plain.qkv.weight.data[:128] *= sharp**0.5
     torch.nn.init.eye_(plain.proj.weight)
     torch.nn.init.zeros_(plain.proj.bias)
     spread = {}
-    for scale in ("seq", "one", "head"):
+    for scale in (None, "one", "head"):
         module = ReAttention(64, 4, re_norm="bn", re_scale=scale)
         module.load_state_dict(plain.state_dict(), strict=False)
         spread[scale] = module.train()(x).detach().std().item()
-    assert spread["one"] / spread["seq"] == pytest.approx(16, rel=1e-3)  # sqrt(256)
+    assert spread["one"] / spread[None] == pytest.approx(n**0.5, rel=1e-3)  # by default 'seq'
     assert spread["one"] / spread["head"] == pytest.approx(4, rel=1e-3)  # sqrt(64 / 4)
-    if sharp > 1:
+    values = plain.qkv(x)[..., 128:].detach().std().item()
+    assert 1 / 3 < spread[None] / values < 3
+    if sharp > 1:  # flat maps are mostly averaged away by plain attention, and BatchNorm takes the average out
         reference = plain(x).detach().std().item()
-        assert 1 / 3 < spread["seq"] / reference < 3 and spread["one"] / reference > 5
+        assert 1 / 3 < spread[None] / reference < 3 and spread["one"] / reference > 5
+
+
+@pytest.mark.parametrize(
+    ("options", "scale"), [({}, "seq"), ({"re_norm": "none"}, "one"), ({"re_scale": "one"}, "one")]
+)
+def test_default_scale_goes_with_the_norm(options, scale):
+    model = SVTRv2Mamba(
+        dims=[32], depths=[1], num_heads=[2], mixer=["ReAttn"], sub_k=[[1, 1]], mixer_cfg={"ReAttn": options}
+    )
+    assert model.stages[0].blocks[0].attn.re_scale == scale
 
 
 def test_skeleton_keeps_the_identity_and_evaluates_alone():
