@@ -12,10 +12,10 @@ from openrec.compare.budget import Budget, BudgetTrainer, planned_steps
 from openrec.compare.flops import count_flops
 from openrec.compare.lock import Busy, locked
 from openrec.compare.pictures import minutes_at
-from openrec.compare.run import compare, names_of, write_table
+from openrec.compare.run import LeftOut, compare, finished, names_of, write_table
 from openrec.compare.systems import Conditions, run_system
 from openrec.curves import read_log
-from openrec.errors import ConfigError, DataError, OpenRecError
+from openrec.errors import ConfigError, DataError
 from openrec.ops import available, dcnv3, deform_sample, selective_scan
 
 OTHER = {"Architecture.Encoder.dims": [8, 16, 32]}
@@ -143,17 +143,52 @@ def test_real_words(configs, tmp_path):
     source = engine_case.write_words(tmp_path / "real", 4, seed=9)
     result = run_system(configs[0], "first", tmp_path / "f", Conditions(Budget(steps=1), real=(str(source),)))
     assert result.real_samples == 4 and result.samples == 9 and list(result.real_sets) == ["real"]
-    with pytest.raises(ConfigError, match="neither an LMDB nor"):
-        run_system(configs[0], "first", tmp_path / "g", Conditions(Budget(steps=1), real=(str(tmp_path / "none"),)))
 
 
-def test_a_system_that_fails_is_left_out(configs, tmp_path, caplog):
-    broken = tmp_path / "broken.yml"
-    broken.write_text((tmp_path / "first.yml").read_text().replace("SVTRv2LNConvTwo33", "NoSuchEncoder"))
-    results = compare([str(broken), configs[0]], tmp_path / "out", Conditions(Budget(steps=1)), separate=False)
-    assert [r.name for r in results] == ["first"]
-    with pytest.raises(OpenRecError, match="not one system"):
-        compare([str(broken)], tmp_path / "out2", Conditions(Budget(steps=1)), separate=False)
+def test_other_real_words_are_scored_without_training_again(configs, tmp_path, monkeypatch):
+    run_system(configs[0], "first", tmp_path / "f", Conditions(Budget(steps=1)))
+    monkeypatch.setattr(BudgetTrainer, "train", lambda self: pytest.fail("trained again"))
+    source = engine_case.write_words(tmp_path / "more", 3, seed=9)
+    for real, number in (((str(source),), 3), ((), 0)):
+        result = run_system(configs[0], "first", tmp_path / "f", Conditions(Budget(steps=1), real=real))
+        assert (result.real_samples, result.samples, result.steps) == (number, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (("SVTRv2LNConvTwo33", "NoSuchEncoder"), {}, "NoSuchEncoder"),
+        (("Eval", "Eval"), {"real": ("none",)}, "neither an LMDB nor"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_training(
+    configs, tmp_path, monkeypatch, change, options, message
+):
+    monkeypatch.setattr(BudgetTrainer, "train", lambda self: pytest.fail("trained"))
+    second = tmp_path / "other.yml"
+    second.write_text((tmp_path / "second.yml").read_text().replace(*change))
+    with pytest.raises(ConfigError, match=message):
+        compare([configs[0], str(second)], tmp_path / "out", Conditions(Budget(steps=1), **options), separate=False)
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"overrides": ("Global.max_steps=9",)}])
+def test_conditions_that_contradict_the_comparison(options):
+    with pytest.raises(ConfigError, match=r"--threads|--steps or --minutes"):
+        Conditions(Budget(steps=1), **options)
+
+
+def test_a_system_that_fails_is_left_out(configs, tmp_path, monkeypatch):
+    train = BudgetTrainer.train
+
+    def failing(self):
+        if "second" in str(self.output):
+            raise DataError("its words are gone")
+        return train(self)
+
+    monkeypatch.setattr(BudgetTrainer, "train", failing)
+    with pytest.raises(LeftOut, match="second: left out"):
+        compare(configs[::-1], tmp_path / "out", Conditions(Budget(steps=1)), separate=False)
+    assert [r.name for r in finished(tmp_path / "out")] == ["first"] and (tmp_path / "out" / "table.md").exists()
 
 
 def test_two_processes_share_the_systems(configs, tmp_path):

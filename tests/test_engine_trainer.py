@@ -1,5 +1,6 @@
 """A run writes what it promises, steps as it should and refuses what cannot go on."""
 
+import copy
 import errno
 import logging
 import os
@@ -252,6 +253,40 @@ def test_training_data_that_cannot_be_read_end_the_run_after_one_epoch(tmp_path)
     with pytest.raises(DataError, match=r"epoch 1: not one training sample could be used; .*skipped\.tsv"):
         run(tmp_path, bad=range(1, 23))
     assert (tmp_path / "out" / "skipped.tsv").read_text().count("\n") == 22
+
+
+def test_an_evaluation_that_cannot_work_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    def wrong(self, preds, batch=None):
+        raise IndexError("too many indices")
+
+    monkeypatch.setattr("openrec.postprocess.ctc_postprocess.CTCLabelDecode.__call__", wrong)
+    monkeypatch.setattr(trainer_module.summary, "log_first_sample", lambda loader, post_process: None)
+    with pytest.raises(ConfigError, match=r"^Eval: .*\[3, 32, 64\].*IndexError: too many.*Eval\.dataset\.transforms"):
+        Trainer(engine_case.config(tmp_path))
+
+
+def test_the_trial_of_an_evaluation_leaves_no_trace(tmp_path):
+    trainer = Trainer(engine_case.config(tmp_path))
+    evaluator, before = trainer.evaluator, copy.deepcopy(trainer.model.state_dict())
+    evaluator.try_one(trainer.model, trainer_module.summary.first_batch(trainer.eval_loader))
+    assert trainer.model.training and evaluator.evaluate(trainer.model)["num_samples"] == 9
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+    trainer.close()
+
+
+def test_an_evaluation_that_fails_later_loses_no_step(tmp_path, monkeypatch):
+    def failing(self, model):
+        raise DataError("the evaluation's words are gone")
+
+    monkeypatch.setattr(trainer_module.Evaluator, "evaluate", failing)
+    with pytest.raises(DataError, match="gone"):
+        run(tmp_path)
+    monkeypatch.undo()
+    step = read_checkpoint(tmp_path / "out" / "latest.pth")["global_step"]
+    run(tmp_path)
+    steps = [r["step"] for r in engine_case.rows(tmp_path / "out", "train")]
+    assert step > 0 and steps == sorted(set(steps))
+    assert [r["epoch"] for r in engine_case.rows(tmp_path / "out", "eval")] == [1, 2]
 
 
 def test_an_unknown_indicator_is_refused_before_the_first_step(tmp_path):

@@ -37,9 +37,10 @@ def main() -> None:
     a = parser.parse_args()
 
     from openrec.compare.budget import Budget
-    from openrec.compare.run import compare, write_table
+    from openrec.compare.run import LeftOut, compare, write_table
     from openrec.compare.systems import Conditions
 
+    failure = None
     if a.table_only:
         write_table(Path(a.output))
     else:
@@ -47,10 +48,15 @@ def main() -> None:
             parser.error("-c: give the systems to compare.")
         conditions = Conditions(Budget(a.steps, a.minutes), a.seed, tuple(a.opt), tuple(a.real), a.threads)
         command = "python tools/compare_rec.py " + shlex.join(sys.argv[1:])
-        compare(a.configs, a.output, conditions, command=command)
+        try:
+            compare(a.configs, a.output, conditions, command=command)
+        except LeftOut as error:
+            failure = error
     table = Path(a.output, "table.md")
     if table.exists():
         print(table.read_text(encoding="utf-8"))
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from openrec.compare.lock import Busy, locked
-from openrec.compare.systems import Conditions, Result, read_result, run_system
+from openrec.compare.systems import Conditions, Result, differing, read_result, run_system
 from openrec.compare.table import write_all
-from openrec.errors import ConfigError, DataError, OpenRecError
+from openrec.errors import ConfigError, DataError, OpenRecError, writing
 
 logger = logging.getLogger("openrec")
+
+
+class LeftOut(OpenRecError):
+    """Some systems could not be trained; the table holds the others."""
 
 
 def names_of(configs: Sequence[str]) -> list[str]:
@@ -38,7 +42,8 @@ def compare(
     """Train and measure each system, write the table of all finished ones after each.
 
     A system that is finished in ``output`` is not trained again; one that was stopped continues at its last
-    checkpoint; one that another process works on is left to it. A system that fails is named and left out.
+    checkpoint; one that another process works on is left to it. All configs are checked before the first one is
+    trained; a system that fails later is named and left out.
 
     Args:
         separate: a process for each system, so that memory and CPU time are its own.
@@ -47,10 +52,14 @@ def compare(
         The finished systems in ``output``, those of ``configs`` first.
 
     Raises:
-        OpenRecError: systems under other conditions in ``output``; not one system could be trained.
+        ConfigError: a config, or a place of real words, that cannot work; systems under other conditions in ``output``.
+        LeftOut: a system could not be trained.
     """
-    names, output, busy = names_of(configs), Path(output), 0
-    output.mkdir(parents=True, exist_ok=True)
+    names, output, failed = names_of(configs), Path(output), []
+    for path in configs:
+        conditions.check(path)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
     refuse_other_conditions(output, conditions)
     if command:
         (output / "command.txt").write_text(command + "\n", encoding="utf-8")
@@ -59,16 +68,15 @@ def compare(
             (_apart if separate else run_system)(path, name, output / name, conditions)
         except Busy:
             logger.info("%s: another process works on it", name)
-            busy += 1
             continue
         except OpenRecError as error:
             logger.error("%s is left out: %s", name, error)
+            failed.append(name)
             continue
         write_table(output, names)
-    results = finished(output, names)
-    if not results and not busy:
-        raise OpenRecError("not one system could be trained; the reasons stand above.")
-    return results
+    if failed:
+        raise LeftOut(f"{', '.join(failed)}: left out, for the reasons above. The same command tries them again.")
+    return finished(output, names)
 
 
 def finished(output: Path, names: Sequence[str] = ()) -> list[Result]:
@@ -103,7 +111,7 @@ def refuse_other_conditions(output: Path, conditions: Conditions) -> None:
     own = json.loads(json.dumps(asdict(conditions)))
     for file in sorted(output.glob("*/conditions.json")):
         theirs = json.loads(file.read_text())
-        changed = [k for k in own if theirs.get(k) != own[k]]
+        changed = differing({k: theirs.get(k) for k in own}, own)
         if changed:
             raise ConfigError(
                 f'"{file.parent}" holds a system under other conditions: '

@@ -6,15 +6,15 @@ import copy
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from openrec.compare.budget import Budget, BudgetTrainer, planned_steps
 from openrec.compare.lock import locked
 from openrec.compare.measures import measure_reading, measure_training
-from openrec.compare.scores import scores
-from openrec.config import load_config, resolve_charset
+from openrec.compare.scores import real_dataset, scores
+from openrec.config import check_config, load_config, resolve_charset
 from openrec.data import build_loader
 from openrec.errors import ConfigError, OpenRecError
 
@@ -36,6 +36,30 @@ class Conditions:
     overrides: tuple[str, ...] = ()
     real: tuple[str, ...] = ()
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        own = [
+            o for o in self.overrides if o.partition("=")[0] in ("Global.max_steps", "Global.seed", "Global.output_dir")
+        ]
+        if own:
+            raise ConfigError(
+                f"-o {own[0]}: the comparison sets it. Give --steps or --minutes, --seed, --output instead."
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads: expected a number of at least 1, got {self.threads}.")
+
+    def check(self, path: str) -> None:
+        """Before anything is trained: the config builds, and real words can be scored with it.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        config = self.of(path, Path("unused"))
+        check_config(config)
+        for place in self.real:
+            if not config.get("Eval"):
+                raise ConfigError(f"--real: {path} has no Eval section, whose transforms real words would need.")
+            real_dataset(place, config["Eval"]["dataset"]["transforms"])
 
     def of(self, path: str, folder: Path) -> dict[str, Any]:
         """A system's config: its own, the overrides, the seed, few evaluations, everything done in this process."""
@@ -98,9 +122,13 @@ def _run(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
     file, described = folder / "result.json", {**asdict(conditions), "config": _digest(path, conditions)}
     described = json.loads(json.dumps(described))
     _same_conditions(folder, described)
+    config, weights = conditions.of(path, folder), folder / "run" / "latest.pth"
     if file.exists():
-        return read_result(file)
-    config = conditions.of(path, folder)
+        result = read_result(file)
+        if result.conditions.get("real") != described["real"]:  # other real words need no other training
+            result = replace(result, conditions=described, **scores(config, weights, conditions.real))
+            write_result(result, file)
+        return result
     measured = measure_training(config, folder)
     steps = planned_steps(config, conditions.budget, folder)
     config["Global"]["max_steps"] = steps
@@ -109,7 +137,6 @@ def _run(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
     trainer.train()
     if trainer.paused:  # by Global.max_minutes
         raise OpenRecError(f"stopped at step {trainer.parts.progress.step}; the same command goes on there.")
-    weights = folder / "run" / "latest.pth"
     found = {**scores(config, weights, conditions.real), **measure_reading(config, weights)}
     device = trainer.world.device.type
     result = Result(
@@ -141,16 +168,19 @@ def _digest(path: str, conditions: Conditions) -> Any:
 
 def _same_conditions(folder: Path, described: Mapping[str, Any]) -> None:
     file = folder / "conditions.json"
-    if not file.exists():
-        file.write_text(json.dumps(described))
-        return
-    before = json.loads(file.read_text())
-    changed = [k for k in sorted({*before, *described}) if before.get(k) != described.get(k)]
+    before = json.loads(file.read_text()) if file.exists() else described
+    changed = differing(before, described)
     if changed:
         raise ConfigError(
             f'"{folder}" holds a system trained under other conditions ({", ".join(changed)} differ). Choose another '
             "--output, or delete that folder."
         )
+    file.write_text(json.dumps(described))
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the conditions under which two trainings differ; which real words are scored is none of them."""
+    return [k for k in sorted({*before, *now} - {"real"}) if before.get(k) != now.get(k)]
 
 
 def _epochs(config: Mapping[str, Any], steps: int) -> int:

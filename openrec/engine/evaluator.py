@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from openrec.data.types import Batch
 from openrec.engine.distributed import World, gather
+from openrec.errors import ConfigError, OpenRecError
 from openrec.metrics import build_metric
 
 logger = logging.getLogger("openrec")
@@ -74,6 +75,30 @@ class Evaluator:
         finally:
             model.train(was_training)
         return self._totals(images, seconds)
+
+    @torch.no_grad()
+    def try_one(self, model: nn.Module, batch: Batch) -> None:
+        """Read and score ``batch`` for nothing: what cannot work fails before the first step, not after an epoch.
+
+        Raises:
+            ConfigError: the model, the post-processing and the metric cannot take what ``Eval`` gives.
+        """
+        was_training = model.training
+        model.eval()
+        try:
+            self._score(self._read(model, batch), batch)
+        except OpenRecError as error:
+            raise ConfigError(f"Eval: {error}") from error
+        except Exception as error:
+            shapes = ", ".join(str(list(tensor.shape[1:])) for tensor in batch.tensors)
+            raise ConfigError(
+                f"Eval: a sample of its data set (tensors {shapes}) cannot be read and scored: "
+                f"{type(error).__name__}: {error}. Compare Eval.dataset.transforms with Train's."
+            ) from error
+        finally:
+            model.train(was_training)
+            self.metric.reset()
+            self.rule.reset()
 
     def _batches(self) -> Any:
         batches = self.loader.epoch(1)

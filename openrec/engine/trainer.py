@@ -13,6 +13,7 @@ import math
 import platform
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,12 @@ class Trainer:
                 summary.log_first_sample(self.loader, self.post_process)
                 summary.log_skipped(0, [self.loader.report.names], self.output)
                 summary.log_differences(self.config)
+                self._try_evaluation()
+
+    def _try_evaluation(self) -> None:
+        sample = None if self.eval_loader is None else summary.first_batch(self.eval_loader)
+        if sample is not None and self.evaluator is not None:
+            self.evaluator.try_one(self.model, sample)
 
     # -- the run -----------------------------------------------------------------------------------
 
@@ -373,12 +380,14 @@ class Trainer:
         if self.evaluator is None or progress.evaluated == progress.step:
             return
         broadcast_buffers(self.model, self.world)
-        with preserved_rng():
-            if self.parts.ema is not None:
-                with self.parts.ema.applied():
-                    metrics = self.evaluator.evaluate(self.model)
-            else:
+        averaged = nullcontext() if self.parts.ema is None else self.parts.ema.applied()
+        try:
+            with preserved_rng(), averaged:
                 metrics = self.evaluator.evaluate(self.model)
+        except Exception:
+            if self.world.size == 1:  # several processes would wait for the one that failed
+                self._save("latest.pth")
+            raise
         progress.evaluated = progress.step
         main, rule = split_rule(metrics)
         logger.info("cur metric, %s", metric_text(main))
