@@ -12,10 +12,16 @@ from pathlib import Path
 
 import pytest
 import reading_case as case
+import torch
+import yaml
 
 from openrec import config_schema as schema
 from openrec import registry
-from openrec.config import check_config, load_config
+from openrec.compare.table import _COLUMNS
+from openrec.config import check_config, load_config, resolve_charset
+from openrec.diagnose.watch import RULES
+from openrec.modeling import build_model
+from openrec.postprocess import build_post_process
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +88,8 @@ def check_python(monkeypatch, words):
         content = load_config(ROOT / config, kept)
         if str(content["Global"]["character_dict_path"]).startswith("own/"):  # the reader's, made on the page
             content["Global"]["character_dict_path"] = "./tools/utils/EN_symbol_dict.txt"
+        if any(o.startswith("Global.pretrained_model=") for o in gone) and content["Loss"]["name"] == "DINOLoss":
+            content["Loss"]["allow_scratch"] = True  # the detector it starts from is the reader's
         check_config(content)
 
 
@@ -153,6 +161,45 @@ def test_all_needs_are_answered_by_things_that_exist():
             place = ROOT / "tests" / path if path.startswith("test_") else ROOT / path
             assert place.is_file(), f"need {number}: there is no {path}"
             assert not test or re.search(rf"^def {test}\(", place.read_text(encoding="utf-8"), re.M), f"no {name}"
+
+
+# ---- systems, comparison, diagnosis ----------------------------------------------------------------------
+
+SYSTEMS, NUMBERS = ROOT / "docs" / "systems.md", ROOT / "docs" / "compare_and_diagnose.md"
+
+
+@pytest.mark.parametrize("text", blocks(SYSTEMS, "yaml"), ids=lambda text: yaml.safe_load(text)["Global"]["output_dir"])
+def test_examples_of_systems_build(text, tmp_path):
+    """As files beside the shipped ones: the check passes, the model reads a picture."""
+    file = tmp_path / "mine.yml"
+    file.write_text(text.replace("../../base/", f"{ROOT}/configs/base/"), encoding="utf-8")
+    config = load_config(file, [f"Global.character_dict_path={ROOT}/tools/utils/EN_symbol_dict.txt"])
+    check_config(config)
+    post_process = build_post_process(config["PostProcess"], config["Global"], resolve_charset(config))
+    config["Architecture"]["Decoder"]["out_channels"] = post_process.get_character_num()
+    image = torch.zeros(1, 3, *config["Architecture"]["Encoder"].get("max_sz", (32, 128)))
+    with torch.no_grad():
+        assert len(post_process(build_model(config["Architecture"]).eval()(image))) == 1
+
+
+def test_the_systems_page_names_what_is_there():
+    text = re.sub(r"```.*?```", "", SYSTEMS.read_text(encoding="utf-8"), flags=re.S)
+    named = {n for n in re.findall(r"`([\w/]+\.yml)`", text) if not n.startswith("configs/rec/mine/")}
+    shipped = {str(p.relative_to(ROOT / "configs" / "rec")) for p in (ROOT / "configs" / "rec").rglob("*.yml")}
+    stems = {Path(file).name for file in shipped} | {p.name for p in (ROOT / "configs" / "base").glob("*.yml")}
+    assert len(named) > 40 and all(n in shipped if "/" in n else n in stems for n in named), named - shipped
+    table = text[text.index("## What belongs together") : text.index("## What it costs")]
+    known = {name for section in registry.TABLE.values() for name in section}
+    parts = set(re.findall(r"`([A-Z]\w+(?:Decoder|Encode|Loss|Decode|Metric))`", table))
+    assert parts <= known and set(registry.TABLE["decoder"]) <= parts
+
+
+def test_every_number_of_a_comparison_and_a_diagnosis_is_explained():
+    text = NUMBERS.read_text(encoding="utf-8")
+    rows = " ".join(re.findall(r"^\| (.+?) \|", text, re.M))
+    assert all(f"`{kind}`" in rows for kind in RULES), "a warning that docs/compare_and_diagnose.md does not explain"
+    for heading in (h for h, _ in _COLUMNS if h != "system"):
+        assert heading in rows or all(part in rows for part in heading.split(": ")), heading
 
 
 # ---- the reference of all keys ----------------------------------------------------------------------------
