@@ -93,6 +93,13 @@ def test_attention_told_step_by_step():
     assert [caption for caption, _ in section.cells] == ["a", "b", "c"] and not section.wide
 
 
+@pytest.mark.parametrize("module", ["w_atten_block.attn", "ctc_encoder.svtr_block.0.mixer", "layers.0.self_attn"])
+def test_attention_of_a_sequence_to_itself_is_not_that_of_characters(module):
+    told = {(f"decoder.{module}", "attn"): [np.full((2, 24, 24), 1 / 24, np.float32)]}
+    seen = Seen("", np.zeros((32, 96, 3), np.uint8), Decoded("ab", 0.9, [0.9, 0.8], [0, 3]), told)
+    assert not list(sections(seen))
+
+
 def test_boxes_by_layer():
     layers = [np.full((4, 4), 0.2 + 0.1 * i, np.float32) for i in range(3)]
     told = {("decoder", "box"): layers, ("decoder", "score"): [np.array([0.9, 0.1, 0.2, 0.8], np.float32)]}

@@ -13,6 +13,9 @@ from openrec.diagnose.watch import Watch
 from openrec.engine.trainer import Trainer
 from openrec.modeling.decoders.true2d_decoder import True2DDecoder
 from openrec.modeling.encoders.dassm import DASSM
+from openrec.modeling.encoders.reattn import ReAttention
+from openrec.modeling.encoders.svtrv2_mamba import SVTRv2Mamba
+from openrec.modeling.layers import Attention
 from openrec.modeling.record import Recorder, record, recording
 
 
@@ -121,7 +124,9 @@ def test_blocks_that_look_alike():
     a, b = torch.rand(2, 3, 5).softmax(-1), torch.eye(5)[:3].expand(2, 3, 5)
     entries = {(f"blocks.{i}.mixer", "attn"): [t] for i, t in enumerate((a, a, b))}
     entries[("other.mixer", "attn")] = [b]
+    entries |= {(f"blocks.{i}.mixer", "mixed"): [t] for i, t in enumerate((a - 0.2, 0.2 - a))}
     found = scalars(entries)
+    assert found["mixed_sim_next/blocks.1.mixer"] == pytest.approx(-1)
     assert found["attn_sim_next/blocks.1.mixer"] == pytest.approx(1)
     assert found["attn_sim_next/blocks.2.mixer"] == pytest.approx(float(torch.cosine_similarity(a, b, dim=-1).mean()))
     assert "attn_sim_next/blocks.0.mixer" not in found and "attn_sim_next/other.mixer" not in found
@@ -283,6 +288,59 @@ def test_dassm_tells_points_steps_and_decay():
     torch.testing.assert_close(decay[..., 1], torch.exp(-2 * dt))  # A = -1, -2
     found = scalars(recorder.entries)
     assert 0.05 < found["decay_mean/"] < 0.9999 and found["offset_share/da_scan"] == pytest.approx(1.5 / 6 / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    "mixers", ["FGlobal, Global", "FGlobalRe2D*2", "ReAttn*2", "DAT*2", "True2D*2"], ids=lambda m: m.split("*")[0]
+)
+def test_all_kinds_of_attention_are_compared_by_the_same_numbers(mixers):
+    torch.manual_seed(0)
+    model = SVTRv2Mamba(dims=[32], depths=[2], num_heads=[2], mixer=[mixers], sub_k=[[1, 1]], max_sz=[16, 32])
+    x = torch.randn(3, 3, 16, 32)
+    plain = model.eval()(x)
+    with Recorder(model) as recorder:
+        assert torch.equal(model(x), plain)
+    first, second = recorder.of("attn")
+    for maps in recorder.of("attn").values():
+        assert maps[0].shape[:3] == (3, 2, 32) and maps[0].dtype == torch.float32 and not maps[0].requires_grad
+        torch.testing.assert_close(maps[0].sum(-1), torch.ones(3, 2, 32))
+    found = scalars(recorder.entries)
+    for name in (f"attn_entropy/{first}", f"attn_sim/{first}", f"attn_sim_next/{second}"):
+        assert 0 < found[name] <= 1.00001, name
+
+
+def test_attention_tells_what_it_multiplies_with(monkeypatch):
+    module, x = Attention(8, 2, qkv_bias=True).eval(), torch.randn(2, 5, 8)
+    with Recorder(module) as recorder, torch.autocast("cpu", torch.bfloat16):
+        module(x)
+    low = recorder.entries[("", "attn")][0]
+    with Recorder(module) as recorder:
+        out = module(x)
+        with Recorder(module, samples=1) as some:
+            module(x)
+    (maps,) = recorder.entries[("", "attn")]
+    assert torch.equal(some.entries[("", "attn")][0], maps[:1])  # what is kept is all that is formed
+    v = module.qkv(x).view(2, 5, 3, 2, 4)[:, :, 2].transpose(1, 2)
+    torch.testing.assert_close(module.proj((maps @ v).transpose(1, 2).reshape(2, 5, 8)), out)
+    torch.testing.assert_close(low, maps, rtol=0, atol=2e-2)
+    torch.testing.assert_close(low.sum(-1), torch.ones(2, 2, 5))  # float32 all the way
+    monkeypatch.setattr("openrec.modeling.layers.tell_attention", None)
+    torch.testing.assert_close(module(x), out, rtol=0, atol=0)  # nobody listens: maps are not formed
+
+
+def test_reattention_tells_its_maps_before_and_after_the_mixing():
+    x = torch.randn(2, 24, 32)
+    same, normed = ReAttention(32, 4, re_norm="none"), ReAttention(32, 4)
+    found = []
+    for module in (same, normed):
+        with Recorder(module) as recorder:
+            module(x)
+        found.append(scalars(recorder.entries))
+        found.append({key: kept[0] for (_, key), kept in recorder.entries.items()})
+    torch.testing.assert_close(found[1]["mixed"], found[1]["attn"])
+    assert found[0]["mixed_sim/"] == pytest.approx(found[0]["attn_sim/"])
+    assert not torch.allclose(found[3]["mixed"].sum(-1), torch.ones(2, 4, 24))
+    assert found[2]["attn_sim/"] > 0.8 > 0.2 > found[2]["mixed_sim/"]  # BatchNorm takes out what all queries share
 
 
 # ---- in a run ----------------------------------------------------------------------------------------

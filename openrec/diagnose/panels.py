@@ -17,6 +17,7 @@ from openrec.diagnose.told import Seen, split_map
 
 Draw = Callable[[Any], None]  # onto a matplotlib axis
 MOST_POINTS, MOST_CHARACTERS, MOST_BOXES = 400, 26, 60
+ITSELF = ("self_attn", ".mixer", "w_atten_block.attn")  # of decoders: steps that look at steps, places at places
 
 
 @dataclass
@@ -206,7 +207,7 @@ def characters(seen: Seen) -> Iterator[Section]:
         if not module.startswith("decoder") or _of_points(seen, module):
             continue
         picture, parts = _base(seen, module), [a for a in arrays if a.ndim > 1]
-        if not parts or module.endswith("self_attn"):  # steps that look at steps
+        if not parts or module.endswith(ITSELF):
             continue
         maps = [_as_map(p, picture) for p in parts]
         whole = max(maps, key=len)

@@ -98,14 +98,18 @@ def _attn(attn: Tensor) -> dict[str, float]:
 
 
 def _attn_of_queries(attn: Tensor) -> dict[str, float]:
-    """Also ``attn_sim``: the mean cosine between the weights of different queries of one map."""
-    weights, found = weights_of(attn), _attn(attn)
+    """Also ``attn_sim``, of different queries of one map."""
+    return {**_attn(attn), **_similarity("attn_sim", weights_of(attn))}
+
+
+def _similarity(name: str, weights: Tensor) -> dict[str, float]:
+    """The mean cosine between different rows of a map ``[.., T, K]``."""
     n = weights.shape[-2] if weights.ndim > 2 else 1
-    if n > 1 and weights.shape[-1] > 1:
-        unit = weights / weights.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        pairs = unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))  # all pairs without forming them
-        found["attn_sim"] = float((pairs / (n * (n - 1))).mean())
-    return found
+    if n == 1 or weights.shape[-1] == 1:
+        return {}
+    unit = weights / weights.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    pairs = unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))  # all pairs without forming them
+    return {name: float((pairs / (n * (n - 1))).mean())}
 
 
 def _grid(grid: Tensor) -> dict[str, float]:
@@ -150,6 +154,7 @@ _REDUCE: dict[str, Callable[[Tensor], dict[str, float]]] = {
     "fiducial": _fiducial, "feature": _feature, "ref_steps": _ref_steps,
     "dt": lambda t: {"dt_mean": float(t.mean())},
     "decay": lambda t: {"decay_mean": float(t.mean())},
+    "mixed": lambda t: _similarity("mixed_sim", t),
     "state": lambda t: {"state_rms": float(t.square().mean().sqrt())},
 }  # fmt: skip
 
@@ -176,15 +181,16 @@ def _shares(told: Told) -> dict[str, float]:
 
 
 def _neighbours(told: Told) -> dict[str, float]:
-    """``attn_sim_next``: mean cosine between the maps of a module and of the same module one block before."""
+    """``attn_sim_next``, ``mixed_sim_next``: mean cosine between the maps of a module and of the same module one block
+    before."""
     found: dict[str, float] = {}
-    last: dict[tuple[str, torch.Size], Tensor] = {}
+    last: dict[tuple[str, str, torch.Size], Tensor] = {}
     for (module, key), tensors in told.items():
-        if key != "attn" or len(tensors) != 1:
+        if key not in ("attn", "mixed") or len(tensors) != 1:
             continue
-        weights = weights_of(tensors[0].float())
-        kind = (re.sub(r"\d+", "#", module), weights.shape)
-        if kind in last and weights.shape[-1] > 1 and kind[0] != module:
-            found[f"attn_sim_next/{module}"] = float(torch.cosine_similarity(last[kind], weights, dim=-1).mean())
+        weights = tensors[0].float() if key == "mixed" else weights_of(tensors[0].float())
+        kind = (key, re.sub(r"\d+", "#", module), weights.shape)
+        if kind in last and weights.shape[-1] > 1 and kind[1] != module:
+            found[f"{key}_sim_next/{module}"] = float(torch.cosine_similarity(last[kind], weights, dim=-1).mean())
         last[kind] = weights
     return found

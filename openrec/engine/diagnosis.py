@@ -45,7 +45,7 @@ class Diagnosis:
         """Step ``number``."""
         if not self.active or (number != 1 and number % self.every):
             return self.step(group, number, first_batch)
-        with Recorder(self.parts.model, keep_some) as recorder, self._eager():
+        with Recorder(self.parts.model, keep_some, SAMPLES) as recorder, self._eager():
             result = self.step(group, number, first_batch)
         values = scalars({**self._reading(result), **recorder.entries})
         scale = max(1.0, result.grad_norm / self.clip) if self.clip > 0 and result.updated else 1.0
@@ -61,7 +61,7 @@ class Diagnosis:
         model.eval()
         try:
             amp = torch.autocast(world.device.type, torch.bfloat16, enabled=self.step.amp)
-            with torch.no_grad(), preserved_rng(), amp, Recorder(model, keep_some) as recorder:
+            with torch.no_grad(), preserved_rng(), amp, Recorder(model, keep_some, SAMPLES) as recorder:
                 model(result.batch.tensors[0][:SAMPLES])
         finally:
             model.train()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
+from openrec.modeling.record import heard, record, recording
 from openrec.ops._checks import full_precision
 
 
@@ -139,6 +140,21 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     return out.to(q.dtype)
 
 
+@torch.no_grad()
+def tell_attention(module: nn.Module, q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> None:
+    """Tell as ``attn`` what the fused product never forms, softmax(q k' * scale + mask) ``[B, .., N, K]`` in float32.
+
+    Ask ``recording(module)`` first. mask: added where it is a number; where it is bool, False hides a key.
+    """
+    q, k, mask = heard(module, q), heard(module, k), None if mask is None else heard(module, mask)
+    with full_precision(q.device):
+        scores = q.float() @ k.float().transpose(-1, -2) * scale
+        if mask is not None:
+            hides = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, -math.inf) if hides else scores + mask.float()
+        record(module, "attn", scores.softmax(-1))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over ``[B, N, dim]``.
 
@@ -172,6 +188,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        if recording(self):
+            tell_attention(self, q, k, self.scale)
         p = self.attn_drop.p if self.training else 0.0
         x = dot_product_attention(q, k, v, dropout_p=p, scale=self.scale)  # [B, heads, N, c]
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, c)))

@@ -42,18 +42,27 @@ def record(module: nn.Module, key: str, tensor: Tensor) -> None:
         module._listener(module, key, tensor)  # type: ignore[operator]
 
 
+def heard(module: nn.Module, tensor: Tensor) -> Tensor:
+    """Of a batch ``[B, ..]`` the samples that the listener keeps: for what takes much memory to compute."""
+    return tensor[: getattr(getattr(module, "_listener", None), "samples", None)]
+
+
 class Recorder:
     """Context that listens to all modules of a model.
 
     Args:
         model: the bare model; its ``named_modules`` give the names.
         reduce: ``reduce(key, tensor)``, whatever it returns is kept; None keeps the detached tensor.
+        samples: how many of a batch are enough, see ``heard``; None: all.
 
     ``entries`` maps (module name, key) to a list: a module may tell a key several times in a pass (once per step of a
     recurrent decoder). Listeners that were there before are put back on leaving.
     """
 
-    def __init__(self, model: nn.Module, reduce: Callable[[str, Tensor], Any] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, reduce: Callable[[str, Tensor], Any] | None = None, samples: int | None = None
+    ) -> None:
+        self.samples = samples
         self.names: Mapping[nn.Module, str] = {module: name for name, module in model.named_modules()}
         self.entries: dict[tuple[str, str], list[Any]] = {}
         self._reduce, self._before = reduce, {}  # type: ignore[var-annotated]
@@ -61,7 +70,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self._before = {module: getattr(module, "_listener", None) for module in self.names}
         for module in self.names:
-            module._listener = self._listen  # type: ignore[assignment]
+            module._listener = self  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,7 +78,7 @@ class Recorder:
             module._listener = listener
 
     @torch.no_grad()
-    def _listen(self, module: nn.Module, key: str, tensor: Tensor) -> None:
+    def __call__(self, module: nn.Module, key: str, tensor: Tensor) -> None:
         kept = tensor.detach() if self._reduce is None else self._reduce(key, tensor.detach())
         self.entries.setdefault((self.names[module], key), []).append(kept)
 

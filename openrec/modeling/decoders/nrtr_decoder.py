@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import TokenEmbedding, greedy
-from openrec.modeling.layers import Linear, Mlp, dot_product_attention
-from openrec.modeling.record import record, recording
+from openrec.modeling.layers import Linear, Mlp, dot_product_attention, tell_attention
+from openrec.modeling.record import recording
 
 MAX_POSITIONS = 5000
 
@@ -77,8 +77,7 @@ class Heads(nn.Module):
     def to_memory(self, x: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
         (q,), (k, v) = self.split(self.q(x), 1), memory
         if recording(self):
-            scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
-            record(self, "attn", scores.softmax(-1))  # [B, heads, N, S]
+            tell_attention(self, q, k, q.shape[-1] ** -0.5)  # [B, heads, N, S]
         return self.attend(q, k, v)
 
 

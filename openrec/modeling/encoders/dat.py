@@ -29,6 +29,7 @@ from openrec.modeling.layers import (
     guard,
     linear,
     maybe,
+    tell_attention,
     trunc_normal_,
 )
 from openrec.modeling.record import record, recording
@@ -125,8 +126,7 @@ class DATAttention(nn.Module):
         bias = None if self.no_off else self.bias(points, (h, w))
         mask = None if bias is None else bias.to(queries.dtype)
         if recording(self):
-            scores = queries.float() @ k.float().transpose(-1, -2) * self.scale
-            record(self, "attn", (scores if bias is None else scores + bias.float()).softmax(-1))
+            tell_attention(self, queries, k, self.scale, bias)
         p = self.attn_drop.p if self.training else 0.0
         out = dot_product_attention(queries, k, v, mask=mask, dropout_p=p, scale=self.scale)
         out = out.transpose(1, 2).reshape(b, h, w, c)

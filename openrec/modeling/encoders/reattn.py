@@ -61,7 +61,9 @@ class ReAttention(Attention):
         maps = F.softmax(q @ k.transpose(-1, -2) * self.scale, -1)
         record(self, "attn", maps)
         scale = {"one": 1.0, "head": width**-0.5, "seq": n**-0.5}[self.re_scale]
-        maps = self.attn_drop(self.re_norm(self._mixed(maps.to(v.dtype))) * scale)
+        maps = self.re_norm(self._mixed(maps.to(v.dtype))) * scale
+        record(self, "mixed", maps)
+        maps = self.attn_drop(maps)
         x = (maps.to(v.dtype) @ v).transpose(1, 2).reshape(shape)
         return self.proj_drop(self.proj(x))
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.stems import ConvBN, build_stem, map_size, run_stem
-from openrec.modeling.layers import Linear, dot_product_attention, flatten_map, unflatten_map
-from openrec.modeling.record import record, recording
+from openrec.modeling.layers import Linear, dot_product_attention, flatten_map, tell_attention, unflatten_map
+from openrec.modeling.record import recording
 
 
 def sine_table(positions: int, dim: int) -> Tensor:
@@ -105,9 +105,7 @@ class MultiHeadAttention(nn.Module):
         )
         visible = None if mask is None else mask[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         if recording(self):
-            scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
-            scores = scores if visible is None else scores.masked_fill(~visible, -math.inf)
-            record(self, "attn", scores.softmax(-1))
+            tell_attention(self, q, k, q.shape[-1] ** -0.5, visible)
         heads = dot_product_attention(q, k, v, mask=visible, dropout_p=self.dropout if self.training else 0.0)
         return self.proj_drop(self.fc(heads.transpose(1, 2).flatten(2)))
 
