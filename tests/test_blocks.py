@@ -1,19 +1,24 @@
 """Blocks of detection transformers: stored reference numbers, PyTorch's own attention, points counted by hand."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_check import check_module, check_op, load_cases
 from torch import nn
 
+from openrec.diagnose.scalars import scalars
 from openrec.errors import ConfigError
-from openrec.modeling.decoders import detr_coords as coords
-from openrec.modeling.decoders.detr_blocks import (
+from openrec.modeling.blocks import (
     FFN,
     MSDeformAttn,
     MultiheadAttention,
     MultiScaleDeformableAttention,
     TransformerLayer,
 )
+from openrec.modeling.decoders import detr_coords as coords
+from openrec.modeling.layers import flagged_names
 
 CASES = load_cases("index_detr.json")
 OPS = {name: case for name, case in CASES.items() if case["kind"] == "op"}
@@ -130,11 +135,81 @@ def test_pixel_offsets_are_pixels_of_their_level():
     assert loc[0, 0].tolist() == [0.5, 0.5] and loc[1, 0].tolist() == [0.75, 0.75]
 
 
+@torch.no_grad()
+def test_deformable_attention_tells_pixels_around_boxes():
+    module, told = deformable(), {}
+    module.sampling_offsets.bias.copy_(torch.tensor([4.0, 0.0]).repeat(16))
+    module._listener = lambda _, key, tensor: told.__setitem__(key, tensor)
+    box = torch.tensor([0.5, 0.4, 0.4, 0.2]).double().view(1, 1, 1, 4)
+    module.attend(torch.zeros(1, 1, 8).double(), box, torch.randn(1, 40, 8).double(), SHAPES)
+    torch.testing.assert_close(told["ref"], box[:, :, 0, :2])
+    by_level = told["offset"][0, 0, 0, :, 0]  # to the right edge: 0.2 of maps of 8 and 4 pixels
+    torch.testing.assert_close(by_level, torch.tensor([[1.6, 0.0], [0.8, 0.0]]).double())
+    moved = scalars({("a", k): [t] for k, t in told.items()})
+    assert moved["offset_share/a"] == pytest.approx(0.2) and moved["offset_rms_px/a"] > 0
+
+
+def random_deformable():
+    torch.manual_seed(0)
+    module = deformable(points=3)
+    for layer in (module.sampling_offsets, module.attention_weights, module.value_proj):
+        nn.init.normal_(layer.weight, std=0.3)
+    return module
+
+
+def test_deformable_attention_on_a_ramp_reads_the_ramp_where_it_looks():
+    """x before y, width with x, one softmax over all levels: on maps whose values are 3 x + 5 y."""
+    module, told = random_deformable(), {}
+    with torch.no_grad():
+        module.sampling_offsets.bias.mul_(0.1)
+    nn.init.eye_(module.value_proj.weight)
+    ramp = torch.cat([3 * places[:, 0] + 5 * places[:, 1] for places in (centres(*size) for size in SHAPES)])
+    module._listener = lambda _, key, tensor: told.__setitem__(key, tensor)
+    point = torch.tensor([0.5, 0.5]).double().expand(1, 6, 2, 2)
+    got = module.attend(torch.randn(1, 6, 8).double() * 0.2, point, ramp.view(1, -1, 1).expand(-1, -1, 8), SHAPES)
+    loc, weights = told["loc"][0], told["attn"][0]  # [heads, queries, points of both levels]
+    assert loc.min() > 0.25 and loc.max() < 0.75, "inside of the coarser map's centres"
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 6).double())
+    want = (weights * (3 * loc[..., 0] + 5 * loc[..., 1])).sum(-1).T.repeat_interleave(4, 1)
+    torch.testing.assert_close(got[0], want)
+
+
+def centres(h, w):
+    return torch.tensor([[(x + 0.5) / w, (y + 0.5) / h] for y in range(h) for x in range(w)]).double()
+
+
+@pytest.mark.parametrize("numbers", [2, 4])
+def test_deformable_attention_is_a_sum_over_heads_levels_and_points(numbers):
+    module = random_deformable()
+    query, value = torch.randn(2, 5, 8).double(), torch.randn(2, 40, 8).double()
+    reference = torch.rand(2, 5, 2, numbers).double() * 0.4 + 0.3
+    offsets = module.sampling_offsets(query).view(2, 5, 2, 2, 3, 2)
+    weights = module.attention_weights(query).view(2, 5, 2, 6).softmax(-1).view(2, 5, 2, 2, 3)
+    maps = module.value_proj(value).split([32, 8], 1)
+    want = torch.zeros(2, 5, 2, 4).double()
+    for head, (level, (h, w)), k in itertools.product(range(2), enumerate(SHAPES), range(3)):
+        scale = reference[:, :, level, 2:] / 6 if numbers == 4 else torch.tensor([1 / w, 1 / h]).double()
+        loc = reference[:, :, level, :2] + offsets[:, :, head, level, k] * scale
+        picture = maps[level][..., 4 * head : 4 * head + 4].transpose(1, 2).unflatten(-1, (h, w))
+        read = F.grid_sample(picture, 2 * loc[:, None] - 1, align_corners=False)[:, :, 0].transpose(1, 2)
+        want[:, :, head] += weights[:, :, head, level, k, None] * read
+    got = module.attend(query, reference, value, SHAPES)
+    torch.testing.assert_close(got, module.output_proj(want.flatten(2)))
+
+
+def test_gradients_of_deformable_attention_over_two_levels():
+    module = random_deformable()
+    query, value = torch.randn(1, 2, 8).double(), torch.randn(1, 40, 8).double()
+    box = torch.tensor([[0.41, 0.47, 0.3, 0.2], [0.63, 0.52, 0.2, 0.3]]).double().view(1, 2, 1, 4)
+    inputs = [t.requires_grad_() for t in (query, box, value)]
+    assert torch.autograd.gradcheck(lambda q, r, v: module.attend(q, r, v, SHAPES), inputs, eps=1e-7, atol=1e-5)
+
+
 def layer(order, ffns=1):
     torch.manual_seed(1)
     count = order.count("self_attn") + order.count("cross_attn")
     attentions = [MultiheadAttention(8, 2) for _ in range(count)]
-    return TransformerLayer(attentions, [FFN(8, 12) for _ in range(ffns)], 8, order)
+    return TransformerLayer(attentions, [FFN(8, 12) for _ in range(ffns)], nn.LayerNorm(8), order)
 
 
 def test_post_norm_and_pre_norm_against_layers_written_by_hand():
@@ -151,13 +226,41 @@ def test_post_norm_and_pre_norm_against_layers_written_by_hand():
     torch.testing.assert_close(pre(x, query_pos=pos), y + f[1].layers(n[2](y)))
 
 
+def test_every_place_gets_a_copy_of_a_module_that_stands_alone():
+    attention = MultiScaleDeformableAttention(8, 2, 1, 3)
+    order = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
+    made = TransformerLayer(attention, FFN(8, 12), nn.LayerNorm(8), order)
+    assert [len(x) for x in (made.attentions, made.ffns, made.norms)] == [2, 1, 3]
+    assert made.norms[0] is not made.norms[1] and made.attentions[0] is not made.attentions[1]
+    for copied in made.attentions:
+        assert flagged_names(copied, "_no_reinit") == flagged_names(attention, "_no_reinit") != set()
+
+
+def test_cross_attention_takes_its_own_positions_and_masks():
+    made = layer(("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"))
+    x, key, value, pos, key_pos = (torch.randn(2, n, 8) for n in (3, 5, 5, 3, 5))
+    own, cross = torch.rand(3, 3) < 0.4, torch.rand(3, 5) < 0.4
+    own[:, 0], cross[:, 0] = False, False
+    absent, padding = torch.tensor([[False, False, True]] * 2), torch.tensor([[False] * 4 + [True]] * 2)
+    (a, b), (f,), n = made.attentions, made.ffns, made.norms
+    y = n[0](a(x, query_pos=pos, attn_mask=own, key_padding_mask=absent))
+    y = b(y, key, value, query_pos=pos, key_pos=key_pos, attn_mask=cross, key_padding_mask=padding)
+    got = made(x, key, value, pos, key_pos, (own, cross), absent, padding)
+    torch.testing.assert_close(got, n[2](f(n[1](y))))
+
+
 def test_wrong_counts_and_tokens_are_refused():
+    norm = nn.LayerNorm(8)
     with pytest.raises(ConfigError, match="asks for 1 blocks of attn, but there are 0"):
-        TransformerLayer([], [], 8, ("self_attn", "norm"))
+        TransformerLayer([], [], norm, ("self_attn", "norm"))
     with pytest.raises(ConfigError, match="asks for 2 blocks of ffn, but there are 1"):
-        TransformerLayer([], [FFN(8, 8)], 8, ("ffn", "ffn"))
+        TransformerLayer([], [FFN(8, 8)], norm, ("ffn", "ffn"))
+    with pytest.raises(ConfigError, match="asks for 2 blocks of norm, but there are 1"):
+        TransformerLayer([], FFN(8, 8), [norm], ("norm", "ffn", "norm"))
     with pytest.raises(ConfigError, match="expected self_attn"):
-        TransformerLayer([], [], 8, ("attention",))
+        TransformerLayer([], [], norm, ("attention",))
+    with pytest.raises(ValueError, match="expected 1 attn_masks, got 2"):
+        layer(("self_attn", "norm"), ffns=0)(torch.zeros(1, 2, 8), attn_masks=(None, None))
     with pytest.raises(ConfigError, match="heads"):
         MultiScaleDeformableAttention(10, 4)
     with pytest.raises(ConfigError, match="heads"):

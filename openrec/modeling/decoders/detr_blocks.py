@@ -6,6 +6,7 @@ order is detrex's (IDEA-Research/detrex, Apache-2.0). Tensors are batch first, `
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -105,7 +106,7 @@ class MultiScaleDeformableAttention(nn.Module):
             self.sampling_offsets.bias.copy_(ring.flatten())
         for zero in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
             nn.init.zeros_(zero)
-        guard(*self.sampling_offsets.parameters(), *self.attention_weights.parameters())
+        guard(*self.sampling_offsets.parameters(), *self.attention_weights.parameters(), decay=True)
         for layer in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -146,20 +147,24 @@ class MultiScaleDeformableAttention(nn.Module):
         heads = (b, q, self.num_heads, self.num_levels, self.num_points)
         offsets = exact(self.sampling_offsets, query).view(*heads, 2)
         weights = exact(self.attention_weights, query).view(*heads[:3], -1).softmax(-1)
-        loc = self._locations(reference_points.to(offsets.dtype)[:, :, None, :, None], offsets, spatial_shapes)
+        reference = reference_points.to(offsets.dtype)[:, :, None, :, None]
+        point = reference[..., :2]
+        if reference.shape[-1] == 4:
+            loc = point + offsets * (reference[..., 2:] * (0.5 / self.num_points))
+        else:
+            loc = point + offsets / _sizes(offsets, spatial_shapes)
         if recording(self):
+            record(self, "ref", reference_points[:, :, 0, :2])  # of the first level; the others' are the same place
             record(self, "loc", loc.transpose(1, 2).flatten(3, 4))
+            record(self, "offset", (loc - point) * _sizes(offsets, spatial_shapes))
             record(self, "attn", weights.transpose(1, 2))
-            if reference_points.shape[-1] == 2:
-                record(self, "offset", offsets)
         out = ms_deform_attn(value, spatial_shapes, loc, weights.view(heads))
         return self.output_proj(out)
 
-    def _locations(self, reference: Tensor, offsets: Tensor, shapes: Sequence[tuple[int, int]] | Tensor) -> Tensor:
-        if reference.shape[-1] == 4:
-            return reference[..., :2] + offsets * (reference[..., 2:] * (0.5 / self.num_points))
-        sizes = offsets.new_tensor([[int(w), int(h)] for h, w in shapes]).view(1, 1, 1, -1, 1, 2)
-        return reference + offsets / sizes
+
+def _sizes(like: Tensor, shapes: Sequence[tuple[int, int]] | Tensor) -> Tensor:
+    """Pixels of every level in x and y, beside offsets ``[B, Q, heads, levels, K, 2]``."""
+    return like.new_tensor([[int(w), int(h)] for h, w in shapes]).view(1, 1, 1, -1, 1, 2)
 
 
 class MSDeformAttn(MultiScaleDeformableAttention):
@@ -207,9 +212,8 @@ class TransformerLayer(nn.Module):
     """Attentions, norms and feed-forwards in the order of ``operation_order``.
 
     Args:
-        attn: one attention per ``self_attn`` and ``cross_attn``, in that order.
-        ffn: one for each ``ffn``.
-        dim: of the norms.
+        attn: one attention per ``self_attn`` and ``cross_attn``, in that order; ffn, norm: one for each ``ffn`` and
+            ``norm``. Of a module that stands alone every place gets a copy.
         operation_order: of ``self_attn``, ``cross_attn``, ``norm``, ``ffn``. It is pre-norm when it starts with a
             norm: then what is added is the stream before the norm, else the block's own input.
 
@@ -217,32 +221,48 @@ class TransformerLayer(nn.Module):
         ConfigError: unknown token, or not as many blocks as tokens.
     """
 
-    def __init__(self, attn: Sequence[nn.Module], ffn: Sequence[nn.Module], dim: int, operation_order: Sequence[str]):
+    def __init__(
+        self,
+        attn: nn.Module | Sequence[nn.Module],
+        ffn: nn.Module | Sequence[nn.Module],
+        norm: nn.Module | Sequence[nn.Module],
+        operation_order: Sequence[str],
+    ):
         super().__init__()
         order = tuple(operation_order)
         unknown = set(order) - {"self_attn", "cross_attn", "norm", "ffn"}
         if unknown or not order:
             raise ConfigError(f"operation_order: expected self_attn, cross_attn, norm, ffn; got {list(order)}.")
-        for name, blocks, wanted in (
-            ("attn", attn, order.count("self_attn") + order.count("cross_attn")),
-            ("ffn", ffn, order.count("ffn")),
-        ):
-            if len(blocks) != wanted:
-                raise ConfigError(f"operation_order asks for {wanted} blocks of {name}, but there are {len(blocks)}.")
         self.order, self.pre_norm = order, order[0] == "norm"
-        self.attentions, self.ffns = nn.ModuleList(attn), nn.ModuleList(ffn)
-        self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(order.count("norm"))])
+        self.attentions = _blocks("attn", attn, order.count("self_attn") + order.count("cross_attn"))
+        self.ffns = _blocks("ffn", ffn, order.count("ffn"))
+        self.norms = _blocks("norm", norm, order.count("norm"))
 
     def forward(
         self,
         query: Tensor,
-        memory: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
         query_pos: Tensor | None = None,
-        self_mask: Tensor | None = None,
+        key_pos: Tensor | None = None,
+        attn_masks: Sequence[Tensor | None] | None = None,
+        query_key_padding_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
         **sampling: Any,
     ) -> Tensor:
-        """``memory``: of ``cross_attn``; ``self_mask [Q, Q]``: True is blocked; ``sampling``: for deformable ones."""
-        attentions, ffns, norms = iter(self.attentions), iter(self.ffns), iter(self.norms)
+        """``key``, ``value`` (the key where it is not given) and ``key_pos`` are those of ``cross_attn``.
+
+        Args:
+            attn_masks: ``[Q, K]`` or None for each attention in turn, True is blocked; deformable ones take none.
+            query_key_padding_mask, key_padding_mask: ``[B, K]`` of ``self_attn`` and of ``cross_attn``.
+            sampling: ``reference_points`` and ``spatial_shapes``, for deformable attention.
+        """
+        masks = [None] * len(self.attentions) if attn_masks is None else attn_masks
+        if len(masks) != len(self.attentions):
+            raise ValueError(f"TransformerLayer: expected {len(self.attentions)} attn_masks, got {len(masks)}")
+        own = {"key_padding_mask": query_key_padding_mask}
+        cross = {"key": key, "value": value, "key_pos": key_pos, "key_padding_mask": key_padding_mask}
+        attentions, ffns, norms = iter(zip(self.attentions, masks)), iter(self.ffns), iter(self.norms)
         stream = query
         for token in self.order:
             if token == "norm":
@@ -252,23 +272,29 @@ class TransformerLayer(nn.Module):
             if token == "ffn":
                 query = next(ffns)(query, identity)
             else:
-                query = self._attend(next(attentions), token, query, memory, identity, query_pos, self_mask, sampling)
+                block, mask = next(attentions)
+                options = {**(own if token == "self_attn" else cross), "identity": identity, "query_pos": query_pos}
+                if isinstance(block, MultiScaleDeformableAttention):
+                    options.pop("key_pos", None)  # it reads values, at places of its own
+                    query = block(query, **options, **sampling)
+                else:
+                    query = block(query, **options, attn_mask=mask)
             stream = query
         return query
 
-    @staticmethod
-    def _attend(
-        block: nn.Module,
-        token: str,
-        query: Tensor,
-        memory: Tensor | None,
-        identity: Tensor,
-        query_pos: Tensor | None,
-        self_mask: Tensor | None,
-        sampling: dict[str, Any],
-    ) -> Tensor:
-        value = memory if token == "cross_attn" else query
-        if isinstance(block, MultiScaleDeformableAttention):
-            return block(query, value=value, identity=identity, query_pos=query_pos, **sampling)
-        mask = self_mask if token == "self_attn" else None
-        return block(query, value, value, identity=identity, query_pos=query_pos, attn_mask=mask)
+
+def _blocks(name: str, given: nn.Module | Sequence[nn.Module], wanted: int) -> nn.ModuleList:
+    """``wanted`` blocks: those given, or copies of the one given."""
+    if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
+        given = [_copied(given) for _ in range(wanted)]
+    if len(given) != wanted:
+        raise ConfigError(f"operation_order asks for {wanted} blocks of {name}, but there are {len(given)}.")
+    return nn.ModuleList(given)
+
+
+def _copied(block: nn.Module) -> nn.Module:
+    """A copy that keeps what ``guard`` says of the parameters; ``deepcopy`` alone forgets it."""
+    twin = copy.deepcopy(block)
+    for parameter, own in zip(block.parameters(), twin.parameters()):
+        vars(own).update(vars(parameter))
+    return twin

@@ -137,7 +137,8 @@ class DINODecoder(nn.Module):
         def layer(order: Sequence[str]) -> TransformerLayer:
             looking = MultiScaleDeformableAttention(hidden_dim, n_heads, num_levels, n_points, dropout)
             own = [MultiheadAttention(hidden_dim, n_heads, dropout, dropout)] if "cross_attn" in order else []
-            return TransformerLayer([*own, looking], [FFN(hidden_dim, ffn_dim, drop=dropout)], hidden_dim, order)
+            ffn, norm = FFN(hidden_dim, ffn_dim, drop=dropout), nn.LayerNorm(hidden_dim)
+            return TransformerLayer([*own, looking], [ffn], norm, order)
 
         self.encoder_layers = nn.ModuleList([layer(ENCODER_ORDER) for _ in range(enc_layers)])
         self.decoder_layers = nn.ModuleList([layer(DECODER_ORDER) for _ in range(dec_layers)])
@@ -171,9 +172,14 @@ class DINODecoder(nn.Module):
         for head in [*self.class_heads, *([self.proposal_class] if self.two_stage else [])]:
             nn.init.constant_(head.bias, -math.log((1 - 0.01) / 0.01))
             guard(head.bias)
+        if self.query_content is not None:  # labels and learned boxes keep their normal start: they have to differ
+            nn.init.xavier_uniform_(self.query_content.weight)
         if self.level_embed is not None:
             nn.init.normal_(self.level_embed)
-            guard(self.level_embed)
+        # Learned queries and codes of levels are no weights of a layer: decay would only make them alike.
+        for tokens in (self.query_content, self.reference_points):
+            guard(None if tokens is None else tokens.weight)
+        guard(self.level_embed)
 
     def forward(self, x: Tensor, data: Sequence[Tensor] | None = None) -> Any:
         """``data`` (training): ``[label, length, boxes, has_box]`` of ``CharDetLabelEncode``."""
@@ -280,7 +286,7 @@ class DINODecoder(nn.Module):
                 content,
                 memory,
                 query_pos=self.query_pos(code),
-                self_mask=mask,
+                attn_masks=(mask, None),
                 reference_points=reference.unsqueeze(2),
                 spatial_shapes=shapes,
             )
