@@ -233,6 +233,10 @@ class GTCLabelEncode:
             "op", gtc_label_encode, "GTCLabelEncode.gtc_label_encode", max_text_length=max_text_length, charset=charset
         )
         self.ctc_label_encode = CTCLabelEncode(max_text_length, charset=charset)
+        # What the data set asks before it hands boxes over is the guide's affair.
+        self.wants_boxes, self.needs_boxes, self.keeps_boxes = (
+            getattr(self.gtc_label_encode, name, False) for name in ("wants_boxes", "needs_boxes", "keeps_boxes")
+        )
 
     def refuses(self, text: str) -> str | None:
         """Why either encoder refuses ``text``, or ``None``."""
