@@ -1,5 +1,10 @@
 """DINO's decoder: which gradient goes where, boxes that stand still, proposals by hand, and where boxes come from."""
 
+import inspect
+import itertools
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +13,8 @@ from openrec.config import check_config, load_config
 from openrec.data.synthetic import SyntheticWords
 from openrec.errors import ConfigError, SampleError
 from openrec.modeling.decoders import build_decoder
-from openrec.modeling.decoders.detr_coords import gen_encoder_output_proposals
+from openrec.modeling.decoders.detr_coords import gen_encoder_output_proposals, get_sine_pos_embed
+from openrec.optimizer.param_groups import is_decayed, param_groups
 from openrec.preprocess.char_det_label_encode import CharDetLabelEncode
 from openrec.preprocess.char_erasing import CharErasing
 from openrec.preprocess.resize import RecTVResize
@@ -132,9 +138,58 @@ def no_boxes():
 
 
 def test_start_of_training():
-    model = build_decoder(SMALL)
+    model = build_decoder({**SMALL, "hidden_dim": 64, "num_queries": 40})
     assert torch.allclose(model.class_heads[0].bias, torch.tensor(-4.595), atol=1e-3)
     assert not any(p.any() for head in model.box_heads for p in head[-1].parameters())
+    bound = (6 / (40 + 64)) ** 0.5  # Xavier
+    assert 0.95 * bound < model.query_content.weight.abs().max() <= bound
+    assert 0.8 < model.level_embed.std() < 1.2 and model.level_embed.abs().max() > 2  # normal
+
+
+def test_which_parameters_are_decayed():
+    exempt = {"query_content.weight", "level_embed", "reference_points.weight"}
+    for two_stage in (True, False):
+        model = build_decoder({**SMALL, "two_stage": two_stage})
+        for name, parameter in model.named_parameters():
+            assert is_decayed(name, parameter, set()) == (parameter.ndim > 1 and name not in exempt), name
+
+
+@pytest.mark.parametrize("temperature", [20, 10000])
+def test_what_the_encoder_is_asked_with_and_where_it_looks(temperature):
+    model, told = decoder(pe_temperature=temperature), {}
+    model.encoder_layers[0].register_forward_pre_hook(lambda _, __, kwargs: told.update(kwargs), with_kwargs=True)
+    _, shapes = model.remember(torch.randn(1, 8, 4, 8).double())
+    frequency = [temperature ** (-2 * (i // 2) / 8) for i in range(8)]
+    codes, places = [], []
+    for level, (h, w) in enumerate(shapes):
+        for y, x in itertools.product(range(h), range(w)):
+            angles = [2 * math.pi * (i + 1) / n * f for i, n in ((y, h), (x, w)) for f in frequency]
+            code = [math.cos(a) if i % 2 else math.sin(a) for i, a in enumerate(angles)]
+            codes.append(torch.tensor(code).double() + model.level_embed[level])
+            places.append([(x + 0.5) / w, (y + 0.5) / h])
+    assert shapes == [(4, 8), (2, 4)]
+    torch.testing.assert_close(told["query_pos"][0], torch.stack(codes), rtol=0, atol=1e-5)
+    reference = torch.tensor(places).double()[None, :, None].expand(-1, -1, 2, -1)
+    torch.testing.assert_close(told["reference_points"], reference, rtol=0, atol=1e-6)
+
+
+def test_queries_are_asked_with_the_code_of_their_box():
+    model, told = decoder(pe_temperature=50), []
+    model.query_pos.register_forward_pre_hook(lambda _, args: told.append(args[0]))
+    start, _, boxes = detect(model)
+    for code, box in zip(told, (start.boxes, *boxes)):
+        torch.testing.assert_close(code, get_sine_pos_embed(box, 8, 50), rtol=0, atol=1e-6)
+    x, y, w, h = boxes[0][0, 0].tolist()
+    angles = [2 * math.pi * v / 50 ** (2 * i / 8) for v in (y, x, w, h) for i in range(4)]
+    by_hand = [f(angle) for angle in angles for f in (math.sin, math.cos)]
+    assert told[1][0, 0].tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_tall_proposals_stay_inside():
+    model = decoder(num_levels=3, num_queries=42, still=True)
+    sizes = detect(model)[0].boxes[0, :, 2:]
+    for wanted in ((0.1, 0.8), (0.2, 0.95), (0.4, 0.95)):
+        assert (sizes - torch.tensor(wanted).double()).abs().amax(-1).min() < 1e-6, wanted
 
 
 def test_refusals():
@@ -166,6 +221,14 @@ def test_boxes_go_through_the_resize_with_its_padding():
         low, high = boxes[:length, :2] - boxes[:length, 2:] / 2, boxes[:length, :2] + boxes[:length, 2:] / 2
         np.testing.assert_allclose(np.concatenate((low, high), 1) * [256, 32, 256, 32], want, atol=0.05)
         assert image.shape == (3, 32, 256) and not image[:, :, content:].any()
+
+
+@pytest.mark.parametrize(("boxes", "known"), [("required", True), ("optional", True), ("none", False)])
+def test_a_guide_of_ctc_gets_its_boxes_too(boxes, known):
+    guide = {"name": "CharDetLabelEncode", "boxes": boxes}
+    data = words([{"RecTVResize": {"image_shape": [32, 96]}}, {"GTCLabelEncode": {"gtc_label_encode": guide}}])
+    _, _, length, found, has_box = data[0].values
+    assert data.wants_boxes is known and bool(has_box) is known and (found[:length, 0] != 0.5).any() == known
 
 
 def test_boxes_by_hand():
@@ -210,6 +273,24 @@ def test_configs_without_boxes_or_without_a_detector_are_refused():
             check_config(config, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "lr", "encoder", "clip"),
+    [("dino_det", 2e-4, 0.1, 0.1), ("dino_joint", 2e-4, 0.1, 0.1), ("dino_ctc", 2e-5, 0, 0.01)],
+)
+def test_rates_of_the_recipes(name, lr, encoder, clip):
+    config = load_config(f"configs/rec/dino/{name}.yml")
+    options, train = config["Optimizer"], config["Train"]
+    assert (options["lr"], options["weight_decay"], config["Global"]["grad_clip_val"]) == (lr, 1e-4, clip)
+    batch = train["sampler"]["first_bs"] if "sampler" in train else train["loader"]["batch_size_per_card"]
+    assert batch == 256
+    names = ("encoder.stages", "decoder.encoder_layers", "decoder.attentions.sampling_offsets", "decoder.heads")
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in names]
+    model = SimpleNamespace(named_parameters=lambda: zip(names, parameters))
+    groups = param_groups(model, lr=lr, lr_mult=options["lr_mult"])
+    rates = {id(p): group.get("lr", lr) / lr for group in groups for p in group["params"]}
+    assert [rates[id(p)] for p in parameters] == pytest.approx([encoder, 1, 0.1, 1])
+
+
 def test_weights_of_another_dictionary_keep_the_shared_characters():
     theirs, ours = "abcdefghijk", "kxa"
     source, target = decoder(), decoder(out_channels=3)
@@ -228,11 +309,32 @@ def test_erasing_hides_strips_and_spots_and_leaves_boxes_where_they_are(floating
     erased = op({"image": image, "rng": rng, "training": True})["image"]
     changed = (erased != image).any(0) if floating else (erased != image).any(-1)
     assert erased.shape == image.shape and (image == image.flat[0]).all()
-    assert (changed.all(0) == changed.any(0)).all() and 0.02 <= changed.mean() <= 5 * 0.06
+    assert (changed.all(0) == changed.any(0)).all() and 0.03 <= changed.mean() <= 5 * 0.08
     spots = CharErasing(strips=0, spots=4, p=1.0)({"image": image, "rng": rng, "training": True})["image"]
     share = (spots != image).mean()
     assert 0.005 < share < 0.1
     assert CharErasing(p=1.0)({"image": image, "rng": rng, "training": False})["image"] is image
     words([{"RecTVResize": {"image_shape": [32, 96]}}, "CharErasing", "CharDetLabelEncode"])[0]
-    with pytest.raises(ConfigError, match=r"CharErasing\.aspect: expected \[least, most\]"):
-        CharErasing(aspect=(3.0, 1.0))
+    with pytest.raises(ConfigError, match=r"CharErasing\.strip_aspect: expected \[least, most\]"):
+        CharErasing(strip_aspect=(3.0, 1.0))
+
+
+def test_erasing_as_in_dtlr():
+    defaults = {k: p.default for k, p in inspect.signature(CharErasing).parameters.items()}
+    assert defaults == {
+        "strips": 5, "spots": 4, "p": 0.5, "strip_area": (0.02, 0.05), "spot_area": (0.01, 0.02),
+        "strip_aspect": (3.0, 6.0), "spot_aspect": (0.3, 3.3),
+    }  # fmt: skip
+    image, rng = np.full((3, 200, 800), 9, np.float32), np.random.default_rng(0)
+    sizes = {"strips": [], "spots": []}
+    for kind, _ in itertools.product(sizes, range(200)):
+        one = CharErasing(**{"strips": 0, "spots": 0, kind: 1}, p=1.0)
+        erased = (one({"image": image, "rng": rng, "training": True})["image"] != image).any(0)
+        sizes[kind].append((int(erased.any(1).sum()), int(erased.any(0).sum())))
+    strips, spots = np.array(sizes["strips"]), np.array(sizes["spots"])
+    low, high = (0.02 * 160000 / 6) ** 0.5, (0.05 * 160000 / 3) ** 0.5  # px: area and aspect give the width
+    assert (strips[:, 0] == 200).all() and low - 1 <= strips[:, 1].min() <= 1.3 * low
+    assert 0.8 * high <= strips[:, 1].max() <= high + 1
+    area, aspect = spots.prod(1) / 160000, spots[:, 0] / spots[:, 1]
+    assert 0.0095 < area.min() < 0.011 and 0.019 < area.max() < 0.0205
+    assert 0.28 < aspect.min() < 0.5 and 2.8 < aspect.max() < 3.5

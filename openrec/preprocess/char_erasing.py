@@ -7,6 +7,7 @@ AAAI 2020): some erased rectangles are as high as the picture and hide most of a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,11 @@ class CharErasing:
     Args:
         strips, spots: rectangles tried, over the full height and small ones.
         p: probability of each.
-        strip_area, spot_area: [least, most] share of the picture that one covers.
-        aspect: [least, most] height over width of a spot.
+        strip_area, spot_area: [least, most] share of the picture.
+        strip_aspect, spot_aspect: [least, most] height over width.
+
+    Area and aspect give width and height; a strip is then stretched to the full height, which it has already on a
+    long line of text.
 
     Boxes of the characters stay: what is hidden is still there to be read.
     """
@@ -35,15 +39,19 @@ class CharErasing:
         p: float = 0.5,
         strip_area: Sequence[float] = (0.02, 0.05),
         spot_area: Sequence[float] = (0.01, 0.02),
-        aspect: Sequence[float] = (3.0, 6.0),
+        strip_aspect: Sequence[float] = (3.0, 6.0),
+        spot_aspect: Sequence[float] = (0.3, 3.3),
     ) -> None:
-        for name, pair in (("strip_area", strip_area), ("spot_area", spot_area), ("aspect", aspect)):
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1] or (name != "aspect" and pair[1] > 1):
+        for name, pair, most in (
+            ("strip_area", strip_area, 1.0), ("spot_area", spot_area, 1.0),
+            ("strip_aspect", strip_aspect, inf), ("spot_aspect", spot_aspect, inf),
+        ):  # fmt: skip
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
                 raise ConfigError(f"CharErasing.{name}: expected [least, most] above 0, shares at most 1; got {pair}.")
         if not 0 <= p <= 1:
             raise ConfigError(f"CharErasing.p: expected a probability, got {p}.")
         self.strips, self.spots, self.p = int(strips), int(spots), float(p)
-        self.strip_area, self.spot_area, self.aspect = tuple(strip_area), tuple(spot_area), tuple(aspect)
+        self.strip, self.spot = (strip_area, strip_aspect), (spot_area, spot_aspect)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         if not sample.get("training", True):
@@ -55,12 +63,11 @@ class CharErasing:
             keep, share, ratio, left, top, grey = rng.random(6)
             if keep >= self.p:
                 continue
-            if number < self.strips:
-                w, h = _between(self.strip_area, share) * width, height
-            else:
-                area, aspect = _between(self.spot_area, share) * width * height, _between(self.aspect, ratio)
-                w, h = (area / aspect) ** 0.5, min(height, (area * aspect) ** 0.5)
-            w, h = max(1, round(w)), max(1, round(h))
+            full = number < self.strips
+            areas, aspects = self.strip if full else self.spot
+            area, aspect = _between(areas, share) * width * height, _between(aspects, ratio)
+            w = min(width, max(1, round((area / aspect) ** 0.5)))
+            h = height if full else min(height, max(1, round((area * aspect) ** 0.5)))
             x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
             planes[y : y + h, x : x + w] = grey * 2 - 1 if image.dtype == np.float32 else int(grey * 256)
         sample["image"] = image
