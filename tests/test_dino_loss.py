@@ -11,6 +11,7 @@ from openrec.errors import ConfigError
 from openrec.losses import build_loss
 from openrec.losses.dino_loss import reading_steps, with_blank
 from openrec.losses.matching import assign
+from openrec.modeling.decoders.dino_denoising import noisy_queries
 from openrec.postprocess.dino_postprocess import DINOLabelDecode
 
 CHARSET = Charset(tuple("abcdehlo"))
@@ -58,6 +59,120 @@ def test_assignment_by_hand_and_when_it_is_tight():
     with pytest.raises(ConfigError, match="label of 3 characters, but 2 queries"):
         assign(np.zeros((1, 3, 2)), np.array([3]))
     assert assign(np.full((1, 2, 3), np.nan), np.array([2])).min() >= 0
+
+
+# ---- the whole loss, written out ------------------------------------------------------------------
+# Plain loops over images, queries and pairs, and the best of all matchings; nothing of openrec.losses.
+
+LABELS = torch.tensor([[1, 2, 3, -1], [4, 4, -1, -1], [5, 6, 7, 0], [2, -1, -1, -1], [3, 0, 1, -1], [6, 6, 6, 2]])
+LENGTH, HAS_BOX = torch.tensor([3, 2, 4, 1, 3, 4]), torch.tensor([True, True, False, True, True, True])
+
+
+def full_case(queries=5, layers=3):
+    """Random predictions of every kind as leaves, and the batch; the third image has no boxes."""
+    torch.manual_seed(0)
+    b = len(LABELS)
+
+    def guess(*shape):
+        logits = torch.randn(*shape, len(CHARSET)).double() * 2
+        boxes = torch.cat((torch.rand(*shape, 2) * 0.5 + 0.25, torch.rand(*shape, 2) * 0.2 + 0.1), -1).double()
+        return {"logits": logits.requires_grad_(), "boxes": boxes.requires_grad_()}
+
+    true = guess(b, 4)["boxes"].detach()
+    noisy = noisy_queries(
+        LABELS, LENGTH, true, HAS_BOX, classes=len(CHARSET), number=10, label_noise=1.0, box_noise=0.4
+    )
+    out = {**guess(layers, b, queries), "proposals": guess(b, queries)}
+    out["denoising"] = {**guess(layers, b, noisy.labels.shape[1]), "noisy": noisy}
+    return out, [torch.zeros(b, 3, 4, 4), LABELS, LENGTH, true, HAS_BOX]
+
+
+def hand_giou(a, b):
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a, b
+    ends = [((p - r / 2, p + r / 2), (q - s / 2, q + s / 2)) for p, r, q, s in ((ax, aw, bx, bw), (ay, ah, by, bh))]
+    both = [max(min(p[1], q[1]) - max(p[0], q[0]), 0.0 * p[0]) for p, q in ends]
+    hull = [max(p[1], q[1]) - min(p[0], q[0]) for p, q in ends]
+    inter, hull = both[0] * both[1], hull[0] * hull[1]
+    union = aw * ah + bw * bh - inter
+    return inter / union - (hull - union) / hull
+
+
+def hand_focal(logit, wanted):
+    p = logit.sigmoid()
+    return 0.25 * (1 - p) ** 2 * -p.log() if wanted else 0.75 * p**2 * -(1 - p).log()
+
+
+def hand_cost(logits, box, label, true):
+    found = hand_focal(logits[label], True) - hand_focal(logits[label], False)
+    return float(2 * found + 5 * (box - true).abs().sum() - 2 * hand_giou(box, true))
+
+
+def hand_match(logits, boxes, labels, true):
+    costs = [[hand_cost(lo, bo, label, t) for lo, bo in zip(logits, boxes)] for label, t in zip(labels, true)]
+    every = itertools.permutations(range(len(logits)), len(labels))
+    return min(every, key=lambda queries: sum(costs[i][q] for i, q in enumerate(queries)))
+
+
+def hand_loss(logits, boxes, owner, labels, true):
+    """Of the queries of one image; ``owner``: character by query, the others must find nothing."""
+    total = 0.0
+    for q, (row, box) in enumerate(zip(logits, boxes)):
+        i = owner.get(q)
+        total += sum(hand_focal(x, i is not None and c == labels[i]) for c, x in enumerate(row))
+        if i is not None:
+            total += 5 * (box - true[i]).abs().sum() + 2 * (1 - hand_giou(box, true[i]))
+    return total
+
+
+def hand_losses(out, batch):
+    """(of layers, of proposals, of denoising), and the queries of all characters by layer and image."""
+    _, label, length, true, has_box = batch
+    known = [b for b in range(len(label)) if has_box[b]]
+    count = sum(int(length[b]) for b in known)
+    groups = out["denoising"]["noisy"].groups
+    sums, matched = [0.0, 0.0, 0.0], []
+    found = [*zip(out["logits"], out["boxes"]), (out["proposals"]["logits"], out["proposals"]["boxes"])]
+    for number, (logits, boxes) in enumerate(found):
+        for b in known:
+            own, places = label[b, : length[b]].tolist(), true[b, : length[b]]
+            queries = hand_match(logits[b].detach(), boxes[b].detach(), own, places)
+            matched.append(queries)
+            owner = {q: i for i, q in enumerate(queries)}
+            sums[number == len(found) - 1] += hand_loss(logits[b], boxes[b], owner, own, places) / count
+    for logits, boxes in zip(out["denoising"]["logits"], out["denoising"]["boxes"]):
+        for b in known:
+            own, places = label[b, : length[b]].tolist(), true[b, : length[b]]
+            used = [(g, half, i) for g in range(groups) for half in (0, 1) for i in range(length[b])]
+            at = [(2 * g + half) * 4 + i for g, half, i in used]  # the longest text has 4 characters
+            owner = {k: i for k, (_, half, i) in enumerate(used) if half == 0}
+            sums[2] += hand_loss(logits[b, at], boxes[b, at], owner, own, places) / (count * groups)
+    return sums, matched
+
+
+def test_the_whole_loss_and_its_gradients_equal_one_written_out():
+    out, batch = full_case()
+    parts = build_loss({"name": "DINOLoss"})(out, batch)
+    (layers, proposals, denoising), matched = hand_losses(out, batch)
+    torch.testing.assert_close(parts["proposal_loss"], proposals, rtol=1e-5, atol=0)
+    torch.testing.assert_close(parts["dn_loss"], denoising, rtol=1e-5, atol=0)
+    torch.testing.assert_close(parts["loss"], layers + proposals + denoising, rtol=1e-5, atol=0)
+    leaves = [part[k] for part in (out, out["proposals"], out["denoising"]) for k in ("logits", "boxes")]
+    wanted = torch.autograd.grad(layers + proposals + denoising, leaves)
+    for got, want in zip(torch.autograd.grad(parts["loss"], leaves), wanted):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    before, last = sum(matched[5:10], ()), sum(matched[10:15], ())  # five images with boxes, three layers
+    assert parts["match_kept"].item() == pytest.approx(sum(p == q for p, q in zip(before, last)) / len(last))
+    assert 0 < parts["match_kept"] < 1
+
+
+def test_matching_is_the_cheapest_by_the_costs_of_dino():
+    torch.manual_seed(1)
+    b, queries, texts = 80, 5, 3
+    logits, boxes = torch.randn(1, b, queries, 8).double() * 2, torch.rand(1, b, queries, 4).double() * 0.4 + 0.3
+    labels, true = torch.randint(8, (b, texts)), torch.rand(b, texts, 4).double() * 0.4 + 0.3
+    found = build_loss({"name": "DINOLoss"}).match(logits, boxes, labels, true, torch.full((b,), texts))[0]
+    for i in range(b):
+        assert tuple(found[i].tolist()) == hand_match(logits[0, i], boxes[0, i], labels[i].tolist(), true[i]), i
 
 
 def test_matching_finds_shuffled_queries():

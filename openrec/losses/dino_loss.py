@@ -54,7 +54,8 @@ class DINOLoss(nn.Module):
             such a run is expected to find nothing but blanks.
 
     Predictions: ``DINODecoder``'s mapping. ``batch``: image, label, length, boxes, has_box. Beside ``loss`` it tells
-    ``class_loss``, ``bbox_loss``, ``giou_loss`` of the last layer, ``proposal_loss``, ``dn_loss``, ``ctc_loss``.
+    ``class_loss``, ``bbox_loss``, ``giou_loss`` of the last layer, ``proposal_loss``, ``dn_loss``, ``ctc_loss``, and
+    ``match_kept``: the share of characters that the last layer matches to the same query as the layer before.
     """
 
     def __init__(
@@ -129,6 +130,8 @@ class DINOLoss(nn.Module):
         assert isinstance(total, Tensor)
         last = len(predictions["logits"]) - 1
         told = {f"{k}_loss": p[last] for k, p in zip(("class", "bbox", "giou"), parts)}
+        if last:
+            told["match_kept"] = ((index[last] == index[last - 1]) * hit[last]).sum() / count
         loss = total.sum()
         if found is not None:
             told["proposal_loss"] = total[-1]
