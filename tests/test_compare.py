@@ -16,6 +16,7 @@ from openrec.compare.run import LeftOut, compare, finished, names_of, write_tabl
 from openrec.compare.systems import Conditions, run_system
 from openrec.curves import read_log
 from openrec.errors import ConfigError, DataError
+from openrec.modeling.layers import Mlp
 from openrec.ops import available, dcnv3, deform_sample, selective_scan
 
 OTHER = {"Architecture.Encoder.dims": [8, 16, 32]}
@@ -240,6 +241,26 @@ def test_flops_of_what_torch_knows():
     assert count_flops(nn.Linear(6, 5), torch.zeros(1, 3, 4, 6)) == 2 * 12 * 6 * 5
     attention = _Only(lambda x: nn.functional.scaled_dot_product_attention(x, x, x))
     assert count_flops(attention, torch.zeros(1, 2, 7, 16)) == 2 * 2 * 2 * 7 * 7 * 16
+
+
+def test_flops_of_the_projects_linear_layers():
+    """They take a route of their own on some processors."""
+    x = torch.zeros(1, 300, 64)
+    assert count_flops(Mlp(64, 96), x) == 2 * 2 * 300 * 64 * 96
+
+
+def test_flops_leave_a_model_that_returns_parameters_as_it_was():
+    class Returns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(3, 5))
+
+        def forward(self, x):
+            return self.table
+
+    model = nn.Sequential(Returns(), nn.Linear(5, 2))
+    assert count_flops(model, torch.zeros(1, 3)) == 2 * 3 * 5 * 2
+    assert all(p.requires_grad for p in model.parameters()) and model.training
 
 
 def test_flops_of_own_operators():

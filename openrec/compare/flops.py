@@ -44,12 +44,18 @@ def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) 
     return sdpa_flop_count(query, key, value)
 
 
+def linear_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
 def formulas() -> dict[Any, Callable[..., int]]:
     """Operator -> formula of the shapes of its arguments; only operators that exist here."""
     aten = torch.ops.aten
     table: dict[Any, Callable[..., int]] = {aten.grid_sampler_2d: grid_sample_flops}
     if hasattr(aten, "_scaled_dot_product_flash_attention_for_cpu"):
         table[aten._scaled_dot_product_flash_attention_for_cpu] = attention_flops
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # what `layers.Linear` calls where oneDNN is faster
+        table[torch.ops.mkldnn._linear_pointwise] = linear_flops
     for name, formula in (
         ("selective_scan_forward", selective_scan_flops), ("dcnv3_forward", dcnv3_flops),
         ("deform_sample_forward", deform_sample_flops),
@@ -61,12 +67,16 @@ def formulas() -> dict[Any, Callable[..., int]]:
 
 def count_flops(model: nn.Module, image: Tensor) -> int:
     """Operations of ``model(image)`` in evaluation mode, [B, 3, H, W]; decoders that loop run as they do there."""
-    training = model.training
+    training, learning = model.training, [p for p in model.parameters() if p.requires_grad]
     counter = FlopCounterMode(display=False, custom_mapping=formulas())
     model.eval()
+    for p in learning:  # the counter follows what requires a gradient, and fails on a parameter that a module returns
+        p.requires_grad_(False)
     try:
         with torch.no_grad(), counter:
             model(image)
     finally:
         model.train(training)
+        for p in learning:
+            p.requires_grad_(True)
     return int(counter.get_total_flops())
