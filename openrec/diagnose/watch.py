@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 Rule = Callable[["Watch", str, float], str]  # -> what is wrong, or ""
 
+NEW = 100  # steps in which attention may be flat or alike even without a warm-up: new weights look everywhere
 ZEROS = 3  # logs in a row with a gradient of exactly 0
 OUT, OUT_GROWTH = 0.5, 0.2
 ENTROPY, SIMILAR, DECAY, AREA, FAR, ALIKE = (0.05, 0.999), 0.95, (0.05, 0.9999), 0.2, 0.5, 0.3

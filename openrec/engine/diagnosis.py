@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from openrec.diagnose.scalars import SAMPLES, gradients, keep_some, scalars, summary
-from openrec.diagnose.watch import Watch
+from openrec.diagnose.watch import NEW, Watch
 from openrec.engine.logger import TensorBoard
 from openrec.engine.rng import preserved_rng
 from openrec.engine.state import RunParts
@@ -37,7 +37,7 @@ class Diagnosis:
         self.every = int(options["diagnose_step"] or options["print_batch_step"])
         self.active = bool(options["diagnose"]) and parts.world.is_main
         self.clip = float(options["grad_clip_val"])
-        self.watch = Watch(warm_up=round(parts.schedule.warmup_steps))
+        self.watch = Watch(warm_up=max(NEW, round(parts.schedule.warmup_steps)))
         if self.active:
             self._remember()
 
