@@ -12,9 +12,12 @@ from openrec.diagnose.scalars import gradients, keep_some, scalars, summary, wei
 from openrec.diagnose.watch import Watch
 from openrec.engine.trainer import Trainer
 from openrec.modeling.decoders.true2d_decoder import True2DDecoder
+from openrec.modeling.encoders import build_encoder
 from openrec.modeling.encoders.dassm import DASSM
+from openrec.modeling.encoders.mamba1d import Mamba1D, Scan1D
 from openrec.modeling.encoders.reattn import ReAttention
 from openrec.modeling.encoders.svtrv2_mamba import SVTRv2Mamba
+from openrec.modeling.encoders.true2d import True2DAttention
 from openrec.modeling.layers import Attention
 from openrec.modeling.record import Recorder, record, recording
 
@@ -284,7 +287,7 @@ def test_dassm_tells_points_steps_and_decay():
     torch.testing.assert_close(moved[:, 0], torch.tensor([1.5, 0.0]).expand(2, 24, 2), atol=1e-5, rtol=0)
     torch.testing.assert_close(moved[:, 1], torch.tensor([0.0, -1.0]).expand(2, 24, 2), atol=1e-5, rtol=0)
     dt, decay = recorder.entries[("", "dt")][0], recorder.entries[("", "decay")][0]
-    assert dt.shape == (2, 24, 32) and decay.shape == (2, 24, 32, 2) and (dt > 0).all()
+    assert dt.shape == (2, 4, 6, 32) and decay.shape == (2, 4, 6, 32, 2) and (dt > 0).all()
     torch.testing.assert_close(decay[..., 1], torch.exp(-2 * dt))  # A = -1, -2
     found = scalars(recorder.entries)
     assert 0.05 < found["decay_mean/"] < 0.9999 and found["offset_share/da_scan"] == pytest.approx(1.5 / 6 / 2**0.5)
@@ -343,6 +346,66 @@ def test_reattention_tells_its_maps_before_and_after_the_mixing():
     assert found[2]["attn_sim/"] > 0.8 > 0.2 > found[2]["mixed_sim/"]  # BatchNorm takes out what all queries share
 
 
+def scan_of_a_map(kind, **options):
+    """A layer whose step size at a place depends on that place alone, and what scans a map with it."""
+    if kind == "DASSM":
+        layer = DASSM(8, d_state=2, head_dim=8, **options)
+        return layer, layer.scan
+    layer = Mamba1D(8, d_state=2, **options)
+    for scan in (m for m in layer.modules() if isinstance(m, Scan1D)):
+        nn.init.zeros_(scan.conv1d.bias)
+        scan.conv1d.weight.data[..., :-1] = 0  # of the convolution the place itself is left
+    return layer, layer
+
+
+@pytest.mark.parametrize("order", ["row", "col"])
+@pytest.mark.parametrize(("kind", "options"), [("DASSM", {}), ("Mamba1D", {}), ("Mamba1D", {"bidirectional": True})])
+def test_step_sizes_are_told_at_their_places(kind, options, order):
+    torch.manual_seed(0)
+    layer, scan = scan_of_a_map(kind, scan_order=order, **options)
+    x = torch.zeros(1, 8 if kind == "Mamba1D" else layer.dt_projs_bias.numel(), 4, 6)
+    x[:, :, 1, 4] = 1
+    with Recorder(layer) as recorder:
+        scan(x)
+    told = [t for key in ("dt", "decay") for tensors in recorder.of(key).values() for t in tensors]
+    assert len(told) == (4 if options else 2)
+    for t in told:
+        others = t.flatten(3)[0, 0, 0]  # of a place without input
+        assert (t.flatten(3)[0] - others).abs().amax(-1).gt(1e-6).nonzero().tolist() == [[1, 4]]
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("size", "place"), [((4, 8), (1, 6)), ((5, 7), (4, 6)), ((5, 7), (2, 0))])
+def test_windows_tell_what_is_looked_at(size, place, shift):
+    layer, x = True2DAttention(8, 2, size, window_size=4, shift=shift), torch.zeros(1, *size, 8)
+    x[0, place[0], place[1]] = 9
+    with torch.no_grad():  # q is 1 everywhere, k the map itself
+        layer.qkv.weight.copy_(torch.cat((torch.zeros(8, 8), torch.eye(8), torch.eye(8))))
+        layer.qkv.bias.copy_(torch.tensor([1.0] * 8 + [0.0] * 16))
+        layer.bias.relative_position_bias_table.zero_()
+    with Recorder(layer) as recorder:
+        layer(x)
+    (looked,) = recorder.entries["", "looked"]
+    assert looked.shape == (1, *size) and divmod(int(looked.argmax()), size[1]) == place
+    assert looked.sum() == pytest.approx(size[0] * size[1], rel=1e-5)  # every place asks once, none looks at padding
+    whole = True2DAttention(8, 2, size)
+    with Recorder(whole) as recorder:
+        whole(x)
+    assert set(recorder.entries) == {("", "attn")}
+
+
+def test_stages_tell_maps_whatever_they_give():
+    encoder = build_encoder({
+        "name": "SVTRv2LNConvTwo33", "max_sz": [32, 64], "dims": [8, 16, 32], "depths": [1, 1, 1],
+        "num_heads": [1, 2, 2], "mixer": [["Conv"], ["FGlobal"], ["Global"]], "sub_k": [[1, 1], [2, 1], [-1, -1]],
+        "last_stage": False, "feat2d": False,
+    })  # fmt: skip
+    with Recorder(encoder) as recorder:
+        assert encoder(torch.randn(1, 3, 32, 64)).shape == (1, 64, 32)
+    maps = [t.shape[1:] for tensors in recorder.of("feature").values() for t in tensors]
+    assert maps == [(8, 8, 16), (16, 8, 16), (32, 4, 16)]
+
+
 # ---- in a run ----------------------------------------------------------------------------------------
 
 MAMBA = {
@@ -368,7 +431,15 @@ def test_a_run_logs_and_changes_nothing(tmp_path):
         assert row["frac_out"] == row[f"frac_out/{scan}.da_scan"] == 0 or row["step"] > 1
         assert 0 < row[f"decay_mean/{scan}"] < 1 and row["attn_entropy/decoder"] > 0
         assert row[f"grad/{scan}.da_scan.offset.weight"] > 0 and isinstance(row["warnings"], list)
+    assert not any("attn" in name or "spread" in name for row in logged for name in row["warnings"])  # still new
     assert "offset_rms_px" in logged[0] and list(tmp_path.glob("with/events*"))
+
+
+@pytest.mark.parametrize(("warm_up", "steps"), [(0, 100), (40, 100), (300, 300)])
+def test_flat_attention_of_new_weights_is_no_warning(tmp_path, warm_up, steps):
+    scheduler = {"name": "LinearLR", "warmup_epoch": warm_up, "warmup_in_steps": True}
+    trainer = Trainer(engine_case.config(tmp_path, {**CHANGES, "LRScheduler": scheduler, "Global.max_steps": 900}))
+    assert trainer.diagnosis.watch.warm_up == steps
 
 
 def test_what_is_told_only_while_reading(tmp_path):

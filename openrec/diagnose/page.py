@@ -16,7 +16,7 @@ from openrec.diagnose.panels import Section, sections
 from openrec.diagnose.scalars import scalars, summary
 from openrec.diagnose.told import Seen, look
 from openrec.errors import ConfigError, writing
-from openrec.reading.batches import Failed, Prepare
+from openrec.reading.batches import Failed, Prepare, stack
 from openrec.reading.inputs import MAX_PIXELS, sources
 
 logger = logging.getLogger("openrec")
@@ -70,18 +70,19 @@ def _height(section: Section, ratio: float) -> float:
 
 
 def _header(part: Any, seen: Seen) -> None:
+    part.suptitle(seen.name[-150:], fontsize=7, x=0.01, ha="left", parse_math=False)
     picture, text = part.subplots(1, 2, width_ratios=[1, 2])
     picture.imshow(seen.image)
     wrong = seen.truth is not None and seen.decoded.text.lower() != seen.truth.lower()
     lines = [
         f"{seen.decoded.text or '(nothing)'}   {seen.decoded.score:.2f}" + (f"   true: {seen.truth}" if wrong else "")
     ]
-    lines.append("  ".join(f"{c} {s:.2f}" for c, s in zip(seen.decoded.text, seen.decoded.char_scores)))
+    scores = [f"{c} {s:.2f}" for c, s in zip(seen.decoded.text, seen.decoded.char_scores)]
+    lines += ["  ".join(scores[i : i + 16]) for i in range(0, len(scores), 16)]
     batch = {where: [torch.from_numpy(a)[None] for a in arrays] for where, arrays in seen.told.items()}
     numbers = [f"{k} {v:.3g}" for k, v in summary(scalars(batch)).items() if math.isfinite(v)]
     lines += ["   ".join(numbers[i : i + 6]) for i in range(0, len(numbers), 6)]
     text.text(0, 0.95, "\n".join(lines), va="top", fontsize=8, color="crimson" if wrong else "black", parse_math=False)
-    picture.set_title(seen.name[-60:], fontsize=7)
     for axis in (picture, text):
         axis.set_axis_off()
 
@@ -115,9 +116,9 @@ def _of_files(recognizer: Any, images: Any) -> Iterable[Any]:
     prepare = Prepare(recognizer.preprocess, "RGB", MAX_PIXELS)
     for source in sources(images):
         item = prepare(0, source)
-        if not isinstance(item, Failed) and item.image.ndim != 3:
+        if not isinstance(item, Failed) and item.image.ndim == 4:
             item = Failed(0, item.name, item.size, "is read in windows, which have no page; give single words")
-        yield item if isinstance(item, Failed) else (item.name, torch.from_numpy(item.image), None)
+        yield item if isinstance(item, Failed) else (item.name, torch.from_numpy(stack([item]))[0], None)
 
 
 def _of_eval(recognizer: Any, config: Mapping[str, Any] | None) -> Iterable[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openrec.diagnose.scalars import weights_of
 from openrec.modeling.record import Recorder
 from openrec.postprocess.base import Decoded
-from openrec.reading.looking import straightened
+from openrec.reading.looking import map_of, straightened, visible
 
 
 @dataclass
@@ -48,17 +48,29 @@ class Seen:
         """Whether a module's places are places in the input; else they are in the rectified image."""
         return module.startswith("transform") or not self.of("grid")
 
+    def map_size(self, module: str, count: int) -> tuple[int, int]:
+        """``(h, w)`` of the map whose ``count`` places a module tells of row by row: that of the stage it is part of;
+        for others, as decoders are, the last map that was told."""
+        features = {name: arrays[-1].shape for name, arrays in self.of("feature").items()}
+        around = sorted((name for name in features if module.startswith(f"{name}.")), key=len, reverse=True)
+        return map_of(count, [features[name] for name in around or list(features)[::-1]])
+
+    def maps(self, module: str, weights: np.ndarray) -> np.ndarray:
+        """``[.., T, h, w]`` or ``[.., T, h * w]`` -> ``[T, h, w]``, the mean over what stands before T."""
+        if weights_of(torch.from_numpy(weights)[None]).ndim > weights.ndim:  # not told with a map's two axes
+            weights = weights.reshape(*weights.shape[:-1], *self.map_size(module, weights.shape[-1]))
+        return weights.reshape(-1, *weights.shape[-3:]).mean(0)
+
 
 @torch.no_grad()
 def look(recognizer: Any, image: Tensor, name: str = "", truth: str | None = None) -> Seen:
-    """Read one image, float32 [3, H, W] in [-1, 1], with a recogniser that runs PyTorch."""
+    """Read one image, float32 [C, H, W] in [-1, 1], with a recogniser that runs PyTorch."""
     model = recognizer.model.eval()
     device = next(model.parameters()).device
     with Recorder(model) as recorder:
         predictions = model(image[None].to(device))
     told = {(module, key): [_of_one(key, t) for t in tensors] for (module, key), tensors in recorder.entries.items()}
-    picture = (image.permute(1, 2, 0).cpu().numpy() * 0.5 + 0.5).clip(0, 1)
-    seen = Seen(name, np.rint(picture * 255).astype(np.uint8), recognizer.decode(predictions)[0], told, truth=truth)
+    seen = Seen(name, visible(image.cpu().numpy()), recognizer.decode(predictions)[0], told, truth=truth)
     if recognizer.frames(predictions, image.shape[-1]) is not None:
         if isinstance(predictions, Mapping):
             predictions = predictions["ctc_pred"]
@@ -71,10 +83,3 @@ def look(recognizer: Any, image: Tensor, name: str = "", truth: str | None = Non
 def _of_one(key: str, tensor: Tensor) -> np.ndarray:
     array = tensor.float().cpu().numpy()
     return array if key == "ref" and array.ndim == 2 else array[0]
-
-
-def split_map(length: int, image: np.ndarray) -> tuple[int, int]:
-    """``(h, w)`` of a map read row by row: the factors whose ratio is nearest to the image's."""
-    ratio = image.shape[1] / image.shape[0]
-    pairs = [(h, length // h) for h in range(1, length + 1) if length % h == 0]
-    return min(pairs, key=lambda p: abs(math.log(p[1] / p[0] / ratio)))

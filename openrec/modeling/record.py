@@ -6,15 +6,19 @@ Keys and shapes (coordinates are (x, y)):
 loc       [B, M, Q, P, 2]   sampling points of M groups or heads, in [0, 1] of the map they sample
 ref       [.., 2]           points the offsets start from, in [0, 1]
 offset    [.., 2]           offsets in pixels of the map they sample
-attn      [B, .., K]        softmax weights over K places; over a whole map [B, .., T, H, W]
+attn      [B, .., K]        softmax weights over K places, row by row; over a whole map also [B, .., T, H, W]
+looked    [B, H, W]         how much each place of a map is looked at, summed over queries, where windows cut it
+mixed     [B, heads, T, K]  attention maps after re-attention's mixing and norm: rows need not sum to one
 grid      [B, H, W, 2]      sampling grid of a transform, in [0, 1] of its input
 fiducial  [B, K, 2]         control points of a transform, in [0, 1] of its input
 theta     [B, 2, 3]         affine matrix of a transform
 box       [B, Q, 4]         centre, width and height in [0, 1]
+sigma     [B, Q, 2]         standard deviations of the Gaussians in a box, in [0, 1]
 score     [B, Q]            probability that a query's box holds a character
-dt        any               step sizes of a scan
-decay     any               what a step leaves of a scan's state, exp(dt * A)
-feature   [B, C, H, W]      what a stage or an encoder gives, also as [B, N, C]
+dt        [B, H, W, ..]     step sizes of a scan
+decay     [B, H, W, ..]     what a step leaves of a scan's state, exp(dt * A)
+state     [B, D, N]         the last state of a scan
+feature   [B, C, H, W]      what a stage or an encoder gives, of an encoder of sequences [B, N, C]
 ========  ================  ===================================================================================
 
 Compiled and exported graphs hold nothing of it: :func:`record` is silent while a graph is traced.

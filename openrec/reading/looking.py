@@ -7,7 +7,7 @@ each character's log-probability with respect to the feature map stands in (Selv
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,9 +129,9 @@ def explain(recognizer: Any, image: Any, max_pixels: int = MAX_PIXELS, gradients
         predictions = model(torch.from_numpy(images).to(device))
     texts = recognizer.decode(_detached(predictions))
     decoded = joined(texts) if item.image.ndim == 4 else texts[0]
-    found = Explanation(item.name, decoded, _visible(images[0]), valid=item.valid)
+    found = Explanation(item.name, decoded, visible(images[0]), valid=item.valid)
     columns = recognizer.frames(predictions, images.shape[-1])
-    size = _map_size(heard, images.shape[-2:])
+    size = _map_size(heard)
     if columns is not None and item.image.ndim < 4:
         _alignment(found, recognizer, _branch(predictions, "ctc"))
     _look(found, heard, predictions, recognizer, item, size, columns)
@@ -165,23 +165,28 @@ def _branch(predictions: Any, branch: str) -> Any:
     return predictions[-1] if isinstance(predictions, (list, tuple)) else predictions
 
 
-def _visible(image: np.ndarray) -> np.ndarray:
+def visible(image: np.ndarray) -> np.ndarray:
     """uint8 ``[H, W, 3]`` of an input (of the first of several windows)."""
     image = image[0] if image.ndim == 4 else image
     picture = np.rint((image * 0.5 + 0.5).clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     return picture if picture.shape[2] == 3 else np.repeat(picture, 3, 2)
 
 
-def _map_size(heard: _Heard, image: tuple[int, int]) -> tuple[int, int] | None:
-    """``(h, w)`` of the features; of a sequence, the split whose ratio is nearest to the picture's."""
+def _map_size(heard: _Heard) -> tuple[int, int] | None:
+    """``(h, w)`` of the features."""
     features = heard.features
     if features is None:
         return None
     if features.ndim == 4:
         return int(features.shape[2]), int(features.shape[3])
-    n, ratio = int(features.shape[1]), image[1] / image[0]
-    pairs = [(h, n // h) for h in range(1, n + 1) if n % h == 0]
-    return min(pairs, key=lambda p: abs(np.log(p[1] / p[0] / ratio)))
+    return map_of(int(features.shape[1]), [t.shape[1:] for _, t in reversed(heard.of("feature"))])
+
+
+def map_of(count: int, features: Iterable[Sequence[int]]) -> tuple[int, int]:
+    """``(h, w)`` of ``count`` places told row by row: that of the first of ``features``, shapes ``(C, h, w)`` or
+    ``(N, C)``, with as many places; of one row where none has, as a sequence is."""
+    maps = [(int(shape[1]), int(shape[2])) for shape in features if len(shape) == 3]
+    return next(((h, w) for h, w in maps if h * w == count), (1, count))
 
 
 def _alignment(found: Explanation, recognizer: Any, probabilities: Tensor) -> None:

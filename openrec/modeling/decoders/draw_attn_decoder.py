@@ -113,6 +113,7 @@ class DRAWRead(nn.Module):
             weights = (fy.mean(2).unsqueeze(-1) * fx.mean(2).unsqueeze(-2)).flatten(2)  # what the whole grid covers
         if recording(self):
             record(self, "box", self.box(grid, memory.size))
+            record(self, "sigma", self.sigma(grid, memory.size))
         return Look(self.draw_out(patch.flatten(2)), weights)
 
     def box(self, grid: Grid, size: tuple[int, int]) -> Tensor:
@@ -127,6 +128,11 @@ class DRAWRead(nn.Module):
             ),
             -1,
         )
+
+    def sigma(self, grid: Grid, size: tuple[int, int]) -> Tensor:
+        """Standard deviations of the Gaussians in x and y, as shares of the map: ``[B, Q, 2]``."""
+        height, width = size
+        return torch.stack(((grid.log_var_x / 2).exp() / width, (grid.log_var_y / 2).exp() / height), -1)
 
 
 def _span(size: int, count: int) -> float:

@@ -11,7 +11,7 @@ What differs from the original: offsets really start at zero (its blanket initia
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -236,12 +236,23 @@ class DASSM(nn.Module):
             backend=self.op_backend,
         )
         assert isinstance(y, Tensor)
-        if recording(self):
-            dt = F.softplus(delta.detach().float() + self.dt_projs_bias.detach().float())
-            record(self, "dt", dt)
-            record(self, "decay", torch.exp(dt[..., None] * decay.detach()))
+        tell_steps(self, delta, self.dt_projs_bias, decay, size, self.scan_order)
         y = y.unflatten(2, size)
         return y.transpose(2, 3) if self.scan_order == "col" else y
+
+
+def tell_steps(module: nn.Module, delta: Tensor, bias: Tensor, a: Tensor, size: Sequence[int], scan_order: str) -> None:
+    """To a diagnosis: the steps of a scan and what they leave of the state, ``[B, H, W, ..]``.
+
+    Args:
+        delta, a: steps before bias and softplus ``[B, L, inner]``, and A ``[inner, d_state]``.
+        size: of the map as it was scanned, transposed where ``scan_order`` is "col".
+    """
+    if recording(module):
+        dt = F.softplus(delta.detach().float() + bias.detach().float()).unflatten(1, size)
+        dt = dt.transpose(1, 2) if scan_order == "col" else dt
+        record(module, "dt", dt)
+        record(module, "decay", torch.exp(dt[..., None] * a.detach()))
 
 
 def _dt_weight(inner: int, rank: int, dt_init: str, dt_scale: float) -> Tensor:

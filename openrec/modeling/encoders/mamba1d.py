@@ -8,7 +8,7 @@ in memory throughout, and the backward direction runs backwards instead of turni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import cast
 
@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
-from openrec.modeling.encoders.dassm import ConvFFN, DASSMBlock, ResDWC
+from openrec.modeling.encoders.dassm import ConvFFN, DASSMBlock, ResDWC, tell_steps
 from openrec.modeling.layers import LayerNorm2d, Linear, guard, inverse_softplus, log_uniform
 from openrec.modeling.layers import drop_path as stochastic_depth
-from openrec.modeling.record import record, recording
 from openrec.ops import causal_conv1d, selective_scan
 
 COMPILED = find_spec("causal_conv1d") is not None  # the package causal-conv1d
@@ -47,6 +46,7 @@ class Scan1D(nn.Module):
     Args:
         d_model: channels of the model, which ``dt_rank`` 'auto' = ``ceil(d_model / 16)`` is taken from.
         reverse: from the last token to the first.
+        scan_order: 'row' or 'col', how the tokens were read from a map; a diagnosis puts them back.
     """
 
     def __init__(
@@ -58,12 +58,13 @@ class Scan1D(nn.Module):
         dt_rank: int | str = "auto",
         reverse: bool = False,
         op_backend: str = "auto",
+        scan_order: str = "row",
     ):
         super().__init__()
         if not 2 <= d_conv <= 4:
             raise ConfigError(f"Mamba1D: d_conv must be 2, 3 or 4, got {d_conv}.")
         self.rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
-        self.d_state, self.reverse, self.op_backend = d_state, reverse, op_backend
+        self.d_state, self.reverse, self.op_backend, self.scan_order = d_state, reverse, op_backend, scan_order
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner)
         self.x_proj = Linear(inner, self.rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
@@ -75,15 +76,13 @@ class Scan1D(nn.Module):
         guard(self.x_proj.weight, self.dt_proj.weight, decay=True)
         guard(self.dt_proj.bias, self.A_log, self.D)
 
-    def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor | None = None, size: Sequence[int] | None = None) -> Tensor:
+        """``size``: of the map that the tokens were read from, transposed where they were read by column."""
         u = self.convolve(x)
         step, b, c = self.x_proj(u).split((self.rank, self.d_state, self.d_state), -1)
         delta = F.linear(step, self.dt_proj.weight)
         decay = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        if recording(self):
-            dt = F.softplus(delta.float() + self.dt_proj.bias)
-            record(self, "dt", dt)
-            record(self, "decay", torch.exp(dt[..., None] * decay))
+        tell_steps(self, delta, self.dt_proj.bias, decay, size or (1, x.shape[1]), self.scan_order)
         y = selective_scan(
             u,
             delta,
@@ -132,29 +131,28 @@ class Mamba1D(Scan1D):
         op_backend: str = "auto",
     ):
         inner = int(expand * d_model)
-        super().__init__(inner, d_model, d_state, d_conv, dt_rank, False, op_backend)
+        super().__init__(inner, d_model, d_state, d_conv, dt_rank, False, op_backend, scan_order)
         if scan_order not in ("row", "col"):
             raise ConfigError(f'Mamba1D: scan_order must be "row" or "col", got "{scan_order}".')
-        self.scan_order = scan_order
         self.in_proj = Linear(d_model, 2 * inner, bias=False)
         self.backward_scan: Scan1D | None = None
         if bidirectional:
-            self.backward_scan = Scan1D(inner, d_model, d_state, d_conv, dt_rank, True, op_backend)
+            self.backward_scan = Scan1D(inner, d_model, d_state, d_conv, dt_rank, True, op_backend, scan_order)
         self.out_proj = Linear(inner, d_model, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         x = x.transpose(2, 3) if self.scan_order == "col" else x
         size = x.shape[2:]
-        y = self.mix(x.permute(0, 2, 3, 1).flatten(1, 2)).unflatten(1, size).permute(0, 3, 1, 2)
+        y = self.mix(x.permute(0, 2, 3, 1).flatten(1, 2), size).unflatten(1, size).permute(0, 3, 1, 2)
         return y.transpose(2, 3) if self.scan_order == "col" else y
 
-    def mix(self, tokens: Tensor) -> Tensor:
-        """The layer on tokens, ``[B, L, d_model] -> [B, L, d_model]``."""
+    def mix(self, tokens: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """The layer on tokens, ``[B, L, d_model] -> [B, L, d_model]``; ``size``: see ``Scan1D.forward``."""
         a, z = self.in_proj(tokens).chunk(2, -1)
-        y = super().forward(a, z)
+        y = super().forward(a, z, size)
         if self.backward_scan is not None:
-            y = y + self.backward_scan(a, z)
+            y = y + self.backward_scan(a, z, size)
         return self.dropout(self.out_proj(y))
 
 

@@ -32,8 +32,8 @@ from openrec.modeling.encoders.svtrv2_blocks import (
 )
 from openrec.modeling.encoders.svtrv2_mixers import build_mixer, map_sizes, stage_arguments
 from openrec.modeling.encoders.svtrv2_plan import MIXERS, Plan, check_division, check_stages, per_block
-from openrec.modeling.layers import LayerNorm2d, drop_path_rates, init_svtr
-from openrec.modeling.record import record
+from openrec.modeling.layers import LayerNorm2d, drop_path_rates, init_svtr, unflatten_map
+from openrec.modeling.record import record, recording
 
 logger = logging.getLogger("openrec")
 
@@ -121,7 +121,8 @@ class SVTRStage(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> tuple[Tensor, Size]:
         x = self.blocks(x)
-        record(self, "feature", x)
+        if recording(self):
+            record(self, "feature", x if x.ndim == 4 else unflatten_map(x, size))
         return (x, size) if self.downsample is None else self.downsample(x, size)
 
 

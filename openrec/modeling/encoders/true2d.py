@@ -125,17 +125,23 @@ class True2DAttention(nn.Module):
             mask = mask.masked_fill(~visible[:, None], -math.inf)  # [windows, heads, n, n]
         mask = mask.expand(plan.number, -1, -1, -1).flatten(0, 1).unsqueeze(0)
         q, k, v = parts
-        out = self._attend(q, k, v, mask)
+        if recording(self):
+            self._tell(q, k, mask, plan)
+        p = self.attn_drop.p if self.training else 0.0
+        out = dot_product_attention(q, k, v, mask=mask, dropout_p=p)
         out = out.unflatten(1, (plan.number, self.num_heads)).transpose(2, 3).flatten(3)  # [B, windows, n, C]
         out = plan.join(out) if plan.cuts else out.view(b, h, w, c)
         return self.proj_drop(self.proj(out))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        if recording(self):
-            scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5 + mask.float()
-            record(self, "attn", scores.softmax(-1))
-        p = self.attn_drop.p if self.training else 0.0
-        return dot_product_attention(q, k, v, mask=mask, dropout_p=p)
+    @torch.no_grad()
+    def _tell(self, q: Tensor, k: Tensor, mask: Tensor, plan: Windows) -> None:
+        scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5 + mask.float()
+        weights = scores.softmax(-1)
+        record(self, "attn", weights)  # [B, windows * heads, n, n]
+        if plan.cuts:
+            real = plan.cut(torch.ones(1, *plan.map, 1, device=q.device))  # padding asks, too
+            looked = (weights.unflatten(1, (plan.number, -1)).mean(2) * real).sum(2)  # [B, windows, n]
+            record(self, "looked", plan.join(looked.unsqueeze(-1)).squeeze(-1))
 
 
 class Windows:
