@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from openrec.diagnose.told import Seen
+from openrec.diagnose.told import Seen, split_map
 
 Draw = Callable[[Any], None]  # onto a matplotlib axis
 MOST_POINTS, MOST_CHARACTERS, MOST_BOXES = 400, 26, 60
+FIRES = 0.3  # score from which a query counts as one that found something
 ITSELF = ("self_attn", ".mixer", "w_atten_block.attn")  # of decoders: steps that look at steps, places at places
 
 
@@ -31,9 +32,7 @@ class Section:
 
 def sections(seen: Seen) -> Iterator[Section]:
     """All that can be drawn of this image, in the order of the flow: transform, encoder, decoder."""
-    encoder = (encoder_points, encoder_attention, scans)
-    decoder = (columns, characters, decoder_points, glimpses, boxes)
-    for draw in (transform, *encoder, *decoder):
+    for draw in (transform, encoder_points, encoder_attention, scans, columns, characters, decoder_points, boxes):
         yield from draw(seen)
 
 
@@ -55,8 +54,21 @@ def _base(seen: Seen, module: str) -> np.ndarray:
     return seen.image if seen.sees_input(module) else seen.rectified
 
 
+def _decodes(module: str) -> bool:
+    """Whether a module asks for characters; DINO's decoder has encoder layers of its own, which ask for places."""
+    return module.startswith("decoder") and ".encoder_layers." not in module
+
+
 def _short(module: str) -> str:
     return module.replace("encoder.", "").replace("token_mixer.", "").replace("blocks.", "") or "model"
+
+
+def _as_map(weights: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """``[.., T, h, w]`` or ``[.., T, h * w]`` -> ``[T, h, w]``, the mean over what stands before T."""
+    sums = np.abs(weights.sum((-2, -1)) - 1).max() if weights.ndim > 2 else 1.0
+    if sums > 1e-2:
+        weights = weights.reshape(*weights.shape[:-1], *split_map(weights.shape[-1], picture))
+    return weights.reshape(-1, *weights.shape[-3:]).mean(0)
 
 
 def _steps(seen: Seen, most: int) -> list[tuple[str, int]]:
@@ -97,7 +109,7 @@ def encoder_points(seen: Seen) -> Iterator[Section]:
     """Of every module of the encoder that samples: from each reference to where it is read, one colour a group."""
     cells = []
     for module, arrays in seen.of("loc").items():
-        if module.startswith("decoder"):
+        if _decodes(module):
             continue
         loc, refs = arrays[-1], seen.told.get((module, "ref"), [None])  # [M, Q, P, 2]
         out = ((loc < 0) | (loc > 1)).any(-1).mean()
@@ -136,14 +148,11 @@ def encoder_attention(seen: Seen) -> Iterator[Section]:
         if module.startswith("decoder") or weights.ndim != 3:
             continue
         importance, picture = weights.mean(0).sum(0), _base(seen, module)
-        loc, looked = seen.told.get((module, "loc")), seen.told.get((module, "looked"))
-        if looked is not None:  # in windows, put back where they were cut
-            cells.append((_short(module), _over(picture, looked[-1])))
-        elif loc is not None and loc[-1].shape[1] == len(importance):  # keys at points
+        loc = seen.told.get((module, "loc"))
+        if loc is not None and loc[-1].shape[1] == len(importance):  # keys at points
             cells.append((_short(module), _circles(picture, loc[-1].mean((0, 2)), importance)))
         else:
-            size = seen.map_size(module, len(importance))
-            cells.append((_short(module), _over(picture, importance.reshape(size))))
+            cells.append((_short(module), _over(picture, importance.reshape(split_map(len(importance), picture)))))
     if cells:
         yield Section("Attention of the encoder: what all places together look at", cells, wide=True)
 
@@ -162,9 +171,10 @@ def scans(seen: Seen) -> Iterator[Section]:
     for key, title in (("dt", "Step sizes of the scans"), ("decay", "What a step leaves of the state, exp(dt A)")):
         cells = []
         for module, arrays in seen.of(key).items():
-            values = arrays[-1].reshape(*arrays[-1].shape[:2], -1).mean(-1)
+            values = arrays[-1].reshape(len(arrays[-1]), -1).mean(-1)
+            picture = _base(seen, module)
             caption = f"{_short(module)}: {values.min():.3g} to {values.max():.3g}"
-            cells.append((caption, _over(_base(seen, module), values)))
+            cells.append((caption, _over(picture, values.reshape(split_map(len(values), picture)))))
         if cells:
             yield Section(title, cells, wide=True)
 
@@ -205,7 +215,7 @@ def characters(seen: Seen) -> Iterator[Section]:
         picture, parts = _base(seen, module), [a for a in arrays if a.ndim > 1]
         if not parts or module.endswith(ITSELF):
             continue
-        maps = [seen.maps(module, p) for p in parts]
+        maps = [_as_map(p, picture) for p in parts]
         whole = max(maps, key=len)
         if len(maps) > 1 and len(whole) < len(maps):  # told step by step; a call may repeat the steps before it
             whole = np.concatenate([m[-1:] for m in maps])
@@ -223,7 +233,7 @@ def _of_points(seen: Seen, module: str) -> bool:
 def decoder_points(seen: Seen) -> Iterator[Section]:
     """For each character the points that the decoder reads, as large as their weights; a cross where they start."""
     for module, arrays in seen.of("loc").items():
-        if not module.startswith("decoder"):
+        if not _decodes(module):
             continue
         loc = (
             arrays[-1]
@@ -273,34 +283,9 @@ def _points(picture: np.ndarray, loc: np.ndarray, weights: np.ndarray | None, re
     return draw
 
 
-def glimpses(seen: Seen) -> Iterator[Section]:
-    """DRAW's grid of Gaussians for each character: from corner to corner, an ellipse of one sigma around each."""
-    for module, arrays in seen.of("sigma").items():
-        sigmas, grids = np.concatenate(arrays), np.concatenate(seen.told[(module, "box")])  # one step after the other
-        picture = _base(seen, module)
-        cells = [(c, _glimpse(picture, grids[p], sigmas[p])) for c, p in _steps(seen, len(sigmas))]
-        if cells:
-            yield Section(f"Grid and sigma of the Gaussians for each character ({module})", cells)
-
-
-def _glimpse(picture: np.ndarray, grid: np.ndarray, sigma: np.ndarray) -> Draw:
-    size = np.array([picture.shape[1], picture.shape[0]])
-    centre, extent, around = grid[:2] * size, grid[2:] * size, 2 * sigma * size
-
-    def draw(axis: Any) -> None:
-        from matplotlib.patches import Ellipse, Rectangle
-
-        axis.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
-        axis.add_patch(Rectangle(tuple(centre - extent / 2), *extent, fill=False, edgecolor="orange"))
-        for corner in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
-            place = centre + corner * extent / 2
-            axis.add_patch(Ellipse(tuple(place), *around, color="deepskyblue", alpha=0.4, linewidth=0))
-
-    return draw
-
-
 def boxes(seen: Seen) -> Iterator[Section]:
-    """Boxes layer by layer (refinement); those that became characters with their text and score in the last one."""
+    """Boxes layer by layer from the start on, each with the way from the one before; those that became characters with
+    their text and score in the last one. Then how many queries fire."""
     for module, arrays in seen.of("box").items():
         layers = [a for a in arrays if a.ndim == 2]
         if not layers:
@@ -310,22 +295,39 @@ def boxes(seen: Seen) -> Iterator[Section]:
         scores = [s for s in seen.told.get((module, "score"), []) if s.ndim == 1 and len(s) == len(layers[-1])]
         read = dict(zip(seen.decoded.positions, zip(seen.decoded.text, seen.decoded.char_scores)))
         picture, cells = _base(seen, module), []
-        for number, layer in enumerate(layers[-4:]):
-            last = number == len(layers[-4:]) - 1
-            cells.append(("last" if last else f"layer {len(layers) - len(layers[-4:]) + number}",
-                          _rectangles(picture, layer, read, scores[-1] if scores else None, last)))  # fmt: skip
+        for number, layer in enumerate(layers):
+            last = number == len(layers) - 1
+            before = layers[number - 1] if number else layer
+            cells.append(("last" if last else f"layer {number}",
+                          _rectangles(picture, layer, before, read, scores[-1] if scores else None, last)))  # fmt: skip
+        if scores:
+            fire = f"score of the queries, {(scores[-1] > FIRES).sum()} of {len(scores[-1])} above {FIRES}"
+            cells.append((fire, _histogram(scores[-1])))
         yield Section(f"Boxes ({module})", cells, wide=True)
 
 
-def _rectangles(picture: np.ndarray, layer: np.ndarray, read: Any, scores: np.ndarray | None, named: bool) -> Draw:
+def _histogram(scores: np.ndarray) -> Draw:
+    def draw(axis: Any) -> None:
+        axis.hist(scores, bins=20, range=(0, 1), color="tab:blue")
+        axis.axvline(FIRES, color="gray", linewidth=0.8)
+        axis.set_axis_on()
+        axis.tick_params(labelsize=6)
+
+    return draw
+
+
+def _rectangles(
+    picture: np.ndarray, layer: np.ndarray, before: np.ndarray, read: Any, scores: np.ndarray | None, named: bool
+) -> Draw:
     height, width = picture.shape[:2]
+    size = np.array([width, height])
 
     def draw(axis: Any) -> None:
         from matplotlib.patches import Rectangle
 
         axis.imshow(picture)
         order = np.argsort(-scores) if scores is not None else np.arange(len(layer))
-        for q in [*order[:MOST_BOXES], *read]:
+        for q in dict.fromkeys([*order[:MOST_BOXES], *read]):
             if q >= len(layer):
                 continue
             (x, y, w, h), known = layer[q], q in read
@@ -333,6 +335,10 @@ def _rectangles(picture: np.ndarray, layer: np.ndarray, read: Any, scores: np.nd
             axis.add_patch(Rectangle(((x - w / 2) * width, (y - h / 2) * height), w * width, h * height, fill=False,
                                      edgecolor=f"C{int(q) % 10}", alpha=max(0.3, min(1.0, strength)),
                                      linewidth=1.6 if known else 0.8))  # fmt: skip
+            start, move = before[q, :2] * size, (layer[q, :2] - before[q, :2]) * size
+            if np.abs(move).max() > 0.5:  # pixels
+                axis.quiver(*start, *move, angles="xy", scale_units="xy", scale=1, width=0.003,
+                            color=f"C{int(q) % 10}")  # fmt: skip
             if known and named:
                 axis.text(x * width, (y - h / 2) * height, f"{read[q][0]} {read[q][1]:.2f}", fontsize=6, ha="center")
 
