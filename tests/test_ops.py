@@ -154,42 +154,6 @@ def test_dcnv3_refusals(change, message):
         ops.dcnv3(x, offset, **{"group": 2, **change})
 
 
-# ---------------------------------------------------------------------------- deform_sample
-
-
-def test_deform_sample_contract():
-    value = torch.randn(2, 3, 4, 5, 7, dtype=torch.float64)
-    columns, rows = ((torch.arange(n, dtype=torch.float64) + 0.5) / n for n in (7, 5))
-    centres = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
-    loc = centres.reshape(1, 1, 35, 1, 2).expand(2, 3, 35, 1, 2)
-    got = ops.deform_sample(value, loc)
-    torch.testing.assert_close(got.squeeze(-1), value.flatten(3), rtol=1e-12, atol=1e-12)  # pixel centres
-    torch.testing.assert_close(ops.deform_sample(2 * value, loc), 2 * got)  # linear
-    ones, inside = torch.ones_like(value), torch.rand(2, 3, 9, 4, 2, dtype=torch.float64) * 0.5 + 0.25
-    torch.testing.assert_close(ops.deform_sample(ones, inside), torch.ones(2, 3, 4, 9, 4, dtype=torch.float64))
-    assert ops.deform_sample(ones, inside + 3).abs().max() == 0
-    weight = torch.rand(2, 3, 9, 4, dtype=torch.float64)
-    want = (ops.deform_sample(value, inside) * weight.unsqueeze(2)).sum(-1)
-    torch.testing.assert_close(ops.deform_sample(value, inside, weight), want)
-    edge = torch.tensor([0.0, 0.5], dtype=torch.float64).expand(2, 3, 1, 1, 2)  # half a pixel left of the first one
-    torch.testing.assert_close(ops.deform_sample(ones, edge), torch.full((2, 3, 4, 1, 1), 0.5, dtype=torch.float64))
-
-
-def test_deform_sample_location_gradient_by_hand():
-    v00, v10, v01, v11 = 1.0, 3.0, 2.0, 7.0  # first index x
-    value = torch.tensor([[v00, v10], [v01, v11]], dtype=torch.float64).view(1, 1, 1, 2, 2)
-    fx, fy = 0.3, 0.6
-    loc = torch.tensor([(fx + 0.5) / 2, (fy + 0.5) / 2], dtype=torch.float64).view(1, 1, 1, 1, 2).requires_grad_()
-    (gradient,) = torch.autograd.grad(ops.deform_sample(value, loc).sum(), loc)
-    want = torch.tensor([(1 - fy) * (v10 - v00) + fy * (v11 - v01), (1 - fx) * (v01 - v00) + fx * (v11 - v10)])
-    torch.testing.assert_close(gradient.flatten(), want.double() * 2)
-
-
-def test_deform_sample_refuses_a_wrong_shape():
-    with pytest.raises(ValueError, match=r"loc must be \[B, M, Q, P, 2\]"):
-        ops.deform_sample(torch.zeros(1, 2, 3, 4, 5), torch.zeros(1, 2, 6, 2))
-
-
 # ---------------------------------------------------------------------------- selective scan
 
 

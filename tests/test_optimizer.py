@@ -1,43 +1,16 @@
-"""Schedules and parameter groups against reference numbers, and what they refuse."""
+"""Schedules against reference numbers, optimizers, and what they refuse."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
+from optimizer_case import Toy, build
 
 from openrec import registry
 from openrec.errors import ConfigError
-from openrec.optimizer import build_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEDULES = json.loads((GOLDEN / "lr_schedules.json").read_text())["schedules"]
-GROUPS = json.loads((GOLDEN / "weight_decay_groups.json").read_text())["models"]
-
-
-class Toy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.patch_embed = nn.Linear(3, 4)
-        self.body = nn.Linear(4, 4)
-        self.norm = nn.LayerNorm(4)
-        self.A_log = nn.Parameter(torch.zeros(4, 2))
-        self.A_log._no_weight_decay = True
-        self.frozen = nn.Parameter(torch.zeros(4, 2), requires_grad=False)
-
-    def no_weight_decay(self):
-        return {"patch_embed"}
-
-
-def build(optimizer=None, scheduler=None, epochs=20, steps=10, model=None):
-    return build_optimizer(
-        {"name": "AdamW", "lr": 1e-3, **(optimizer or {})},
-        scheduler or {"name": "ConstLR"},
-        epochs,
-        steps,
-        model or Toy(),
-    )
 
 
 @pytest.mark.parametrize("case", SCHEDULES, ids=lambda c: f"{c['name']}-{'-'.join(map(str, c['args'].values()))}")
@@ -92,25 +65,6 @@ def test_warmup_longer_than_the_run_is_a_warning(caplog):
     assert "longer than the run" in caplog.text and rates == sorted(rates) and rates[0] == pytest.approx(1e-3 / 25)
 
 
-def test_groups_with_and_without_filter():
-    model = Toy()
-    names = {id(p): n for n, p in model.named_parameters()}
-    optimizer, _ = build({"weight_decay": 0.05, "filter_bias_and_bn": True}, model=model)
-    first, second = ([names[id(p)] for p in g["params"]] for g in optimizer.param_groups)
-    assert first == ["A_log", "patch_embed.weight", "patch_embed.bias", "body.bias", "norm.weight", "norm.bias"]
-    assert second == ["body.weight"]
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [0, 0.05]
-    for options in ({"weight_decay": 0.05}, {"filter_bias_and_bn": True}):
-        (group,) = build(options, model=model)[0].param_groups
-        assert len(group["params"]) == 8  # frozen ones too, as in OpenOCR
-        assert group["weight_decay"] == options.get("weight_decay", 0.01)  # torch's own default when absent
-
-
-def test_lr_mult_that_changes_nothing_names_the_nearest_part(caplog):
-    build({"lr_mult": {"bdy": 0.1}}, {"name": "ConstLR"}, model=Toy())
-    assert 'no parameter name contains bdy, so nothing changes there. Did you mean "body"?' in caplog.text
-
-
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
@@ -123,20 +77,6 @@ def test_lr_mult_that_changes_nothing_names_the_nearest_part(caplog):
 def test_lengths_that_cannot_be(schedule, message):
     with pytest.raises(ConfigError, match=message):
         build({}, schedule, model=Toy())
-
-
-def test_lr_mult_first_match_wins_and_follows_the_schedule():
-    model = Toy()
-    options = {"weight_decay": 0.05, "filter_bias_and_bn": True, "lr_mult": {"body.b": 0.1, "body": 0.5, "none": 2}}
-    optimizer, schedule = build(options, {"name": "OneCycleLR", "warmup_epoch": 2}, model=model)
-    names = {id(p): n for n, p in model.named_parameters()}
-    for _ in range(19):
-        schedule.step()
-    rates = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
-    assert rates["body.bias"] == pytest.approx(1e-4) and rates["body.weight"] == pytest.approx(5e-4)
-    assert rates["norm.weight"] == pytest.approx(1e-3) and "frozen" not in rates
-    decay = {names[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert decay["body.weight"] == 0.05 and decay["body.bias"] == 0
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD", "RMSprop", "Adagrad", "Adadelta", "NAdam", "RAdam", "Adamax"])
@@ -164,15 +104,3 @@ def test_refusals_name_the_key(options, message):
 def test_one_cycle_without_momentum_is_refused():
     with pytest.raises(ConfigError, match="cycle_momentum: False"):
         build({"name": "Adagrad"}, {"name": "OneCycleLR"})
-
-
-@pytest.mark.parametrize("case", GROUPS, ids=lambda c: f"{c['config']}-{c['Encoder']['use_pos_embed']}")
-def test_decay_groups_equal_reference(case):
-    from openrec.modeling import build_model
-
-    model = build_model({"in_channels": 3, "Encoder": case["Encoder"], "Decoder": case["Decoder"]})
-    names = {id(p): n for n, p in model.named_parameters()}
-    optimizer, _ = build({"weight_decay": 0.05, "filter_bias_and_bn": True}, model=model)
-    assert sorted(model.no_weight_decay()) == case["no_weight_decay_keywords"]
-    for group, expected in zip(optimizer.param_groups, (case["no_decay"], case["decay"])):
-        assert [names[id(p)] for p in group["params"]] == expected
