@@ -12,8 +12,8 @@ from openrec.modeling import build_model
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = json.loads((ROOT / "tests" / "golden" / "weight_decay_groups.json").read_text())["models"]
 TINY = sorted((ROOT / "configs" / "rec").rglob("*_tiny.yml"))
-# Never decayed, whatever their shape: tables of positions, and what sets the pace of a scan. RCTC's char_token is, as the
-# reference numbers have it.
+# Never decayed, whatever their shape: tables of positions, and what sets the pace of a scan. (RCTC's char_token is: the
+# reference numbers have it so.)
 NEVER = {"rpe_table", "relative_position_bias_table", "pos_embed", "A_log", "A_logs", "D", "Ds", "dt_projs_bias"}
 
 

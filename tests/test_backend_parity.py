@@ -1,7 +1,7 @@
-"""The CUDA kernels on a GPU: numbers, streams, graphs, determinism, sizes. Skipped where there is none.
+"""The CUDA kernels on a GPU, and the models on them: numbers, streams, graphs, determinism, sizes. Skipped without one.
 
-    python -m pytest tests/test_cuda_ops.py                                     # all of it, one GPU
-    compute-sanitizer --tool memcheck python -m pytest tests/test_cuda_ops.py -k "references or broken"
+    python -m pytest tests/test_backend_parity.py                                     # all of it, one GPU
+    compute-sanitizer --tool memcheck python -m pytest tests/test_backend_parity.py -k "references or broken"
 
 The same cases run on the CPU, thread by thread, in test_cuda_emulated.py.
 """
@@ -14,6 +14,7 @@ from golden_check import check_op, load_cases
 from op_cases import ALL, BF16, F16, F32, F64, Dcn, Sample, Scan, compare
 
 from openrec import ops
+from openrec.modeling.encoders.svtrv2_mamba import SVTRv2Mamba
 from openrec.ops._load import native
 
 
@@ -290,6 +291,35 @@ def test_cpu_and_gpu_agree():
         inputs = case.inputs()
         if "cpu" not in native.reasons:
             compare(case, run(case, on_gpu(inputs)), {k: v.double() for k, v in run(case, inputs).items()})
+
+
+SYSTEMS = ("Mamba", "Mamba1D", "BiMamba1D", "DAT", "True2D", "FGlobalRe2D", "ReAttn")
+
+
+def pass_of(model, x):
+    """Output and gradients of an encoder, on the CPU."""
+    model.zero_grad()
+    out = model(x)
+    out.square().mean().backward()
+    return {"out": out.detach().cpu(), **{name: p.grad.cpu() for name, p in model.named_parameters()}}
+
+
+@pytest.mark.parametrize("mixer", SYSTEMS)
+def test_encoders_agree_with_the_reference_on_the_cpu(mixer, monkeypatch, device="cuda"):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    options = {"dims": [32], "depths": [2], "num_heads": [2], "mixer": [[mixer] * 2], "sub_k": [[1, 1]]}
+    model = SVTRv2Mamba(**options, max_sz=[16, 32], drop_path_rate=0.0, op_backend="reference")
+    for name, parameter in model.named_parameters():
+        if "offset" in name and parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 3, 16, 32)
+    want = pass_of(model, x)
+    for module in model.modules():
+        if hasattr(module, "op_backend"):
+            module.op_backend = "auto"
+    got = pass_of(model.to(device), x.to(device))
+    for name, value in want.items():
+        assert (got[name] - value).norm() <= 1e-3 * value.norm() + 1e-6, name
 
 
 def test_tensors_on_different_devices_are_refused():
