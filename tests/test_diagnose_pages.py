@@ -8,14 +8,16 @@ import torch
 from openrec.config import load_config
 from openrec.diagnose.page import pages, write_page
 from openrec.diagnose.panels import sections
-from openrec.diagnose.told import Seen, look, split_map
+from openrec.diagnose.told import Seen, look
 from openrec.errors import ConfigError
 from openrec.postprocess.base import Decoded
 from openrec.recognizer import load
+from openrec.shipping import pack, wordsets
 
 Figure = pytest.importorskip("matplotlib.figure").Figure
 Quiver = pytest.importorskip("matplotlib.quiver").Quiver
 CONFIGS = case.ROOT / "configs" / "rec"
+SHIPPED = pack.models(case.ROOT / "weights")
 # tiny config -> sections that its pages must have (the beginning of their titles)
 SYSTEMS = {
     "svtrv2/svtrv2_mamba": ["Sampling points of the encoder", "Step sizes", "What a step leaves", "Columns"],
@@ -26,7 +28,7 @@ SYSTEMS = {
     "satrn/satrn": ["Attention of the encoder", "Attention for each character"],
     "attn/soft_attn": ["Sampling points of the encoder", "Attention for each character"],
     "attn/hard_attn": ["Attention for each character", "Points read for each character"],
-    "attn/draw_attn": ["Attention for each character", "Boxes"],
+    "attn/draw_attn": ["Attention for each character", "Grid and sigma of the Gaussians", "Boxes"],
     "attn/stn_soft_attn": ["Transform", "Attention for each character"],
     "attn/tps_soft_attn": ["Transform", "Attention for each character"],
     "dino/dino": ["Points read for each character", "Boxes"],
@@ -85,14 +87,111 @@ def test_looking_leaves_nothing_behind(recognizer):
     assert all(getattr(m, "_listener", None) is None for m in recognizer.model.modules())
     scans = [m for m, k in first.told if k == "dt"]
     assert scans and first.columns.shape[1] == 37 and first.rectified is first.image
+    assert [first.told[m, "dt"][0].shape[:2] for m in scans] == [(8, 24), (4, 24)]
 
 
-def test_attention_told_step_by_step():
-    picture = np.zeros((32, 96, 3), np.uint8)
-    steps = [np.eye(24, dtype=np.float32)[i].reshape(1, 1, 24) for i in (0, 5, 9)]  # heads, queries, places
-    seen = Seen("", picture, Decoded("abc", 1.0, [1.0] * 3, [0, 1, 2]), {("decoder.cross", "attn"): steps})
-    (section,) = sections(seen)
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda p: p.stem)
+def test_pages_of_shipped_models(file, tmp_path):
+    folder = case.ROOT / "tests" / "data" / "shipped" / file.stem
+    name, text = wordsets.read_rows(folder)[0]
+    ((seen, path),) = pages(load(file, device="cpu"), tmp_path, folder / name)
+    assert path.exists() and seen.decoded.text == text
+    assert seen.image.ndim == 3 and np.ptp(seen.image) > 50  # a picture, not its values cut off at 0 and 1
+
+
+# ---- where a pattern lands: on a picture of 32 x 96 px a map of 4 x 24 has cells of 8 x 4 px -------------
+
+FEATURES = {
+    ("encoder.stages.0", "feature"): [np.zeros((8, 8, 24), np.float32)],
+    ("encoder.stages.1", "feature"): [np.zeros((16, 4, 24), np.float32)],
+    ("encoder", "feature"): [np.zeros((16, 4, 24), np.float32)],
+}
+PLACES = [(0, 0), (1, 5), (3, 23)]  # (row, column) of what the three steps look at
+
+
+def one_hot(rows, columns):
+    weights = np.zeros((len(PLACES), rows, columns), np.float32)
+    for step, (row, column) in enumerate(PLACES):
+        weights[step, row, column] = 1
+    return weights
+
+
+MAPS = one_hot(4, 24)
+LISTS = MAPS.reshape(3, 96)
+
+
+def seen_with(module, key, arrays, features=FEATURES):
+    """Three characters read in a picture, during which ``module`` told ``arrays``."""
+    decoded = Decoded("abc", 1.0, [1.0] * 3, [0, 1, 2])
+    return Seen("", np.zeros((32, 96, 3), np.uint8), decoded, {**features, (module, key): arrays})
+
+
+def brightest(draw):
+    """Centre (x, y) in pixels of the brightest cell of a drawn map."""
+    axis = Figure().subplots()
+    draw(axis)
+    values, (left, right, bottom, top) = axis.images[-1].get_array(), axis.images[-1].get_extent()
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    across, down = (right - left) / values.shape[1], (bottom - top) / values.shape[0]
+    return left + (column + 0.5) * across, top + (row + 0.5) * down
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        pytest.param([MAPS], id="map"),
+        pytest.param([0.74 * MAPS], id="map that sums to less than 1"),
+        pytest.param([LISTS], id="list"),
+        pytest.param([np.stack((LISTS, LISTS))], id="list of two heads"),
+        pytest.param([LISTS[None, i : i + 1] for i in range(3)], id="step by step"),
+        pytest.param([LISTS[None, : i + 1] for i in range(3)], id="with the steps before"),
+    ],
+)
+def test_attention_lands_where_characters_look(arrays):
+    (section,) = sections(seen_with("decoder.cross", "attn", arrays))
     assert [caption for caption, _ in section.cells] == ["a", "b", "c"] and not section.wide
+    assert [brightest(draw) for _, draw in section.cells] == [(2, 4), (22, 12), (94, 28)]
+
+
+def test_attention_to_a_sequence_is_one_row():
+    features = {**FEATURES, ("encoder", "feature"): [np.zeros((24, 16), np.float32)]}  # the mean over the height
+    (section,) = sections(seen_with("decoder.cross", "attn", [MAPS.max(1)], features))
+    assert [brightest(draw) for _, draw in section.cells] == [(2, 16), (22, 16), (94, 16)]
+
+
+@pytest.mark.parametrize(
+    ("module", "key", "array", "place"),
+    [
+        ("encoder.stages.1.blocks.0.attn", "attn", np.repeat(LISTS[None, 1:2], 96, 1), (22, 12)),
+        ("encoder.stages.0.blocks.0.attn", "attn", np.repeat(one_hot(8, 24)[1].reshape(1, 1, 192), 192, 1), (22, 6)),
+        ("encoder.stages.1.blocks.0.mixer", "dt", MAPS[1, :, :, None].repeat(5, 2), (22, 12)),
+        ("encoder.stages.1.blocks.0.mixer", "decay", MAPS[2, :, :, None, None].repeat(5, 2), (94, 28)),
+    ],
+)
+def test_what_an_encoder_tells_lands_where_it_belongs(module, key, array, place):
+    (section,) = sections(seen_with(module, key, [array]))
+    assert [brightest(draw) for _, draw in section.cells] == [place]
+
+
+def test_windows_lie_where_they_were_cut():
+    module = "encoder.stages.0.blocks.0.attn"
+    seen = seen_with(module, "attn", [np.full((12 * 3, 16, 16), 1 / 16, np.float32)])  # 12 windows of 4 x 4, 3 heads
+    seen.told[module, "looked"] = [one_hot(8, 24)[1]]
+    (section,) = sections(seen)
+    assert [brightest(draw) for _, draw in section.cells] == [(22, 6)]
+
+
+def test_grids_of_gaussians():
+    seen = seen_with("decoder.read", "box", [np.float32([[0.25 * i, 0.5, 0.5, 0.5]]) for i in (1, 2, 3)])
+    seen.told["decoder.read", "sigma"] = [np.float32([[0.125, 0.25]])] * 3
+    section = next(s for s in sections(seen) if s.title.startswith("Grid and sigma"))
+    for (_, draw), x in zip(section.cells, (24, 48, 72)):
+        axis = Figure().subplots()
+        draw(axis)
+        grid, *around = axis.patches
+        assert grid.get_bbox().bounds == (x - 24, 8, 48, 16)
+        assert {e.center for e in around} == {(x - 24, 8), (x + 24, 8), (x - 24, 24), (x + 24, 24)}
+        assert {(e.width, e.height) for e in around} == {(24, 16)}  # one sigma to each side
 
 
 @pytest.mark.parametrize("module", ["w_atten_block.attn", "ctc_encoder.svtr_block.0.mixer", "layers.0.self_attn"])
@@ -136,12 +235,6 @@ def test_places_of_a_rectified_picture():
     assert seen.sees_input("transform.head") and not seen.sees_input("encoder")
     assert seen.rectified.shape == (16, 48, 3)
     assert seen.rectified[:, :20].max() == 0 and seen.rectified[:, 28:].min() == 255
-
-
-def test_split_map():
-    image = np.zeros((32, 96, 3), np.uint8)
-    assert split_map(192, image) == (8, 24) and split_map(96, image) == (6, 16)
-    assert split_map(7, image) == (1, 7)
 
 
 def test_tool(tmp_path):

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from openrec.diagnose.told import Seen, split_map
+from openrec.diagnose.told import Seen
 
 Draw = Callable[[Any], None]  # onto a matplotlib axis
 MOST_POINTS, MOST_CHARACTERS, MOST_BOXES = 400, 26, 60
-FIRES = 0.3  # score from which a query counts as one that found something
 ITSELF = ("self_attn", ".mixer", "w_atten_block.attn")  # of decoders: steps that look at steps, places at places
+FIRES = 0.3  # score from which a query counts as one that found something
 
 
 @dataclass
@@ -32,7 +32,9 @@ class Section:
 
 def sections(seen: Seen) -> Iterator[Section]:
     """All that can be drawn of this image, in the order of the flow: transform, encoder, decoder."""
-    for draw in (transform, encoder_points, encoder_attention, scans, columns, characters, decoder_points, boxes):
+    encoder = (encoder_points, encoder_attention, scans)
+    decoder = (columns, characters, decoder_points, glimpses, boxes)
+    for draw in (transform, *encoder, *decoder):
         yield from draw(seen)
 
 
@@ -61,14 +63,6 @@ def _decodes(module: str) -> bool:
 
 def _short(module: str) -> str:
     return module.replace("encoder.", "").replace("token_mixer.", "").replace("blocks.", "") or "model"
-
-
-def _as_map(weights: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """``[.., T, h, w]`` or ``[.., T, h * w]`` -> ``[T, h, w]``, the mean over what stands before T."""
-    sums = np.abs(weights.sum((-2, -1)) - 1).max() if weights.ndim > 2 else 1.0
-    if sums > 1e-2:
-        weights = weights.reshape(*weights.shape[:-1], *split_map(weights.shape[-1], picture))
-    return weights.reshape(-1, *weights.shape[-3:]).mean(0)
 
 
 def _steps(seen: Seen, most: int) -> list[tuple[str, int]]:
@@ -148,11 +142,14 @@ def encoder_attention(seen: Seen) -> Iterator[Section]:
         if module.startswith("decoder") or weights.ndim != 3:
             continue
         importance, picture = weights.mean(0).sum(0), _base(seen, module)
-        loc = seen.told.get((module, "loc"))
-        if loc is not None and loc[-1].shape[1] == len(importance):  # keys at points
+        loc, looked = seen.told.get((module, "loc")), seen.told.get((module, "looked"))
+        if looked is not None:  # in windows, put back where they were cut
+            cells.append((_short(module), _over(picture, looked[-1])))
+        elif loc is not None and loc[-1].shape[1] == len(importance):  # keys at points
             cells.append((_short(module), _circles(picture, loc[-1].mean((0, 2)), importance)))
         else:
-            cells.append((_short(module), _over(picture, importance.reshape(split_map(len(importance), picture)))))
+            size = seen.map_size(module, len(importance))
+            cells.append((_short(module), _over(picture, importance.reshape(size))))
     if cells:
         yield Section("Attention of the encoder: what all places together look at", cells, wide=True)
 
@@ -171,10 +168,9 @@ def scans(seen: Seen) -> Iterator[Section]:
     for key, title in (("dt", "Step sizes of the scans"), ("decay", "What a step leaves of the state, exp(dt A)")):
         cells = []
         for module, arrays in seen.of(key).items():
-            values = arrays[-1].reshape(len(arrays[-1]), -1).mean(-1)
-            picture = _base(seen, module)
+            values = arrays[-1].reshape(*arrays[-1].shape[:2], -1).mean(-1)
             caption = f"{_short(module)}: {values.min():.3g} to {values.max():.3g}"
-            cells.append((caption, _over(picture, values.reshape(split_map(len(values), picture)))))
+            cells.append((caption, _over(_base(seen, module), values)))
         if cells:
             yield Section(title, cells, wide=True)
 
@@ -215,7 +211,7 @@ def characters(seen: Seen) -> Iterator[Section]:
         picture, parts = _base(seen, module), [a for a in arrays if a.ndim > 1]
         if not parts or module.endswith(ITSELF):
             continue
-        maps = [_as_map(p, picture) for p in parts]
+        maps = [seen.maps(module, p) for p in parts]
         whole = max(maps, key=len)
         if len(maps) > 1 and len(whole) < len(maps):  # told step by step; a call may repeat the steps before it
             whole = np.concatenate([m[-1:] for m in maps])
@@ -279,6 +275,32 @@ def _points(picture: np.ndarray, loc: np.ndarray, weights: np.ndarray | None, re
             axis.plot(*(ref * size), "x", color="red", markersize=5)
         axis.set_xlim(-0.05 * size[0], 1.05 * size[0])
         axis.set_ylim(1.1 * size[1], -0.1 * size[1])
+
+    return draw
+
+
+def glimpses(seen: Seen) -> Iterator[Section]:
+    """DRAW's grid of Gaussians for each character: from corner to corner, an ellipse of one sigma around each."""
+    for module, arrays in seen.of("sigma").items():
+        sigmas, grids = np.concatenate(arrays), np.concatenate(seen.told[(module, "box")])  # one step after the other
+        picture = _base(seen, module)
+        cells = [(c, _glimpse(picture, grids[p], sigmas[p])) for c, p in _steps(seen, len(sigmas))]
+        if cells:
+            yield Section(f"Grid and sigma of the Gaussians for each character ({module})", cells)
+
+
+def _glimpse(picture: np.ndarray, grid: np.ndarray, sigma: np.ndarray) -> Draw:
+    size = np.array([picture.shape[1], picture.shape[0]])
+    centre, extent, around = grid[:2] * size, grid[2:] * size, 2 * sigma * size
+
+    def draw(axis: Any) -> None:
+        from matplotlib.patches import Ellipse, Rectangle
+
+        axis.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255)
+        axis.add_patch(Rectangle(tuple(centre - extent / 2), *extent, fill=False, edgecolor="orange"))
+        for corner in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            place = centre + corner * extent / 2
+            axis.add_patch(Ellipse(tuple(place), *around, color="deepskyblue", alpha=0.4, linewidth=0))
 
     return draw
 
