@@ -48,7 +48,7 @@ def test_bridge(rank, needs, pool_h, shape):
 
 
 def test_a_sequence_cannot_feed_a_decoder_that_needs_a_map():
-    with pytest.raises(ConfigError, match=r"Set Encoder\.feat2d: True"):
+    with pytest.raises(ConfigError, match="Take an encoder that gives a map"):
         BaseRecognizer(encoder=Encoder(3), decoder=Decoder("2d"))
 
 

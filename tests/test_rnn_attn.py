@@ -217,7 +217,7 @@ def test_a_map_larger_than_the_positions_is_refused():
 def test_a_sequence_is_refused(name):
     encoder = torch.nn.Identity()
     encoder.out_rank, encoder.out_channels = 3, 12
-    with pytest.raises(ConfigError, match=r"Set Encoder\.feat2d: True"):
+    with pytest.raises(ConfigError, match="Take an encoder that gives a map"):
         BaseRecognizer(encoder=encoder, decoder=build(name))
 
 

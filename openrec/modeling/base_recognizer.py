@@ -16,6 +16,7 @@ from openrec.modeling.encoders import build_encoder
 from openrec.modeling.layers import flatten_map
 from openrec.modeling.record import record
 from openrec.modeling.transforms import build_transform
+from openrec.registry import parameters
 
 
 class BaseRecognizer(nn.Module):
@@ -81,11 +82,19 @@ def _bridge(encoder: nn.Module | None, decoder: nn.Module | None) -> str:
     if rank == 3 and needs == "2d":
         raise ConfigError(
             f"Architecture: {type(decoder).__name__} needs a 2-D feature map, but {type(encoder).__name__} gives a "
-            "sequence. Set Encoder.feat2d: True (and Encoder.last_stage: False)."
+            f"sequence. {_for_a_map(encoder)}"
         )
     if rank == 4 and needs == "seq":
         return "pool" if getattr(decoder, "pool_h", False) else "flatten"
     return ""
+
+
+def _for_a_map(encoder: nn.Module | None) -> str:
+    """How an encoder of this class is told to give a map."""
+    known = parameters(type(encoder))
+    keys = {"out_rank": "4", "feat2d": "True", "last_stage": "False"}
+    told = [f"Set Encoder.{key}: {value}." for key, value in keys.items() if key in known]
+    return " ".join(told) or "Take an encoder that gives a map, one with out_rank 4."
 
 
 def _rectified_size(transform: nn.Module | None, encoder: Mapping[str, Any]) -> dict[str, Any]:

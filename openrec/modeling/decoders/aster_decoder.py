@@ -7,7 +7,8 @@ Apache-2.0). The additive attention is that of the other recurrent decoders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,13 @@ from openrec.modeling.decoders.token_steps import greedy
 from openrec.modeling.record import record, recording
 
 SEMANTIC_DIM = 300  # of the word vectors that SEED predicts
+TIME_STEP = 32
+
+
+def _other_length(length: int, time_step: int) -> str:
+    if length == time_step:
+        return ""
+    return f"sequences of {length}, but seed needs {time_step} tokens. Set Decoder.time_step: {length}."
 
 
 class Embeder(nn.Module):
@@ -29,11 +37,9 @@ class Embeder(nn.Module):
         self.eEmbed = nn.Linear(time_step * dim, SEMANTIC_DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] != self.time_step:
-            raise ConfigError(
-                f"ASTERDecoder: seed needs sequences of {self.time_step}, got {x.shape[1]}. "
-                f"Set Decoder.time_step: {x.shape[1]}."
-            )
+        problem = _other_length(x.shape[1], self.time_step)
+        if problem:
+            raise ConfigError(f"ASTERDecoder: {problem}")
         return self.eEmbed(x.flatten(1))
 
 
@@ -76,6 +82,13 @@ class ASTERDecoder(nn.Module):
 
     needs = "seq"
 
+    @staticmethod
+    def map_problem(arguments: Mapping[str, Any], size: tuple[int, int]) -> str:
+        """Why the rows of a map of ``size`` (height, width) cannot be read, and the repair."""
+        if not arguments.get("seed"):
+            return ""
+        return _other_length(size[0] * size[1], arguments.get("time_step", TIME_STEP))
+
     def __init__(
         self,
         in_channels: int,
@@ -85,7 +98,7 @@ class ASTERDecoder(nn.Module):
         attndim: int = 256,
         max_len: int = 25,
         seed: bool = False,
-        time_step: int = 32,
+        time_step: int = TIME_STEP,
     ):
         super().__init__()
         self.max_len, self.hidden, self.bos = max_len, hiddendim, out_channels - 2

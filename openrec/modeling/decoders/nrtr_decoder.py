@@ -47,7 +47,10 @@ class Heads(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float, cross: bool = False):
         super().__init__()
         if dim % num_heads:
-            raise ConfigError(f"NRTRDecoder: in_channels {dim} cannot be split into {num_heads} heads of equal width.")
+            raise ConfigError(
+                f"Decoder.nhead: the encoder's {dim} channels cannot be split into {num_heads} heads of equal width. "
+                "Set Decoder.nhead to a number that divides them."
+            )
         self.num_heads, self.dropout = num_heads, dropout
         if cross:
             self.q = Linear(dim, dim)

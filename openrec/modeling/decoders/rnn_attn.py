@@ -7,7 +7,7 @@ or through a grid of Gaussians; those are the decoders ``SoftAttnDecoder``, ``Ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import EOS, greedy
 from openrec.modeling.layers import guard, trunc_normal_
 from openrec.modeling.record import record, recording
+from openrec.registry import parameters
 
 
 class State(NamedTuple):
@@ -95,6 +96,12 @@ class RNNAttnDecoder(nn.Module):
 
     needs = "2d"
 
+    @classmethod
+    def map_problem(cls, arguments: Mapping[str, Any], size: tuple[int, int]) -> str:
+        """Why no map of ``size`` (height, width) can be read with the ``arguments``, and the repair."""
+        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        return _beyond(size, given["map_size"]) if given["pos2d"] else ""
+
     def __init__(
         self,
         read: nn.Module,
@@ -164,12 +171,10 @@ class RNNAttnDecoder(nn.Module):
         """The map with its positions."""
         if self.pos_embed is None:
             return x
-        (h, w), (rows, columns) = x.shape[2:], self.pos_embed.shape[2:]
-        if h > rows or w > columns:
-            raise ConfigError(
-                f"{type(self).__name__}: a map of {h}x{w} cells, but positions for {rows}x{columns}. "
-                f"Set Decoder.map_size: [{max(h, rows)}, {max(w, columns)}], or Decoder.pos2d: False."
-            )
+        (h, w), table = x.shape[2:], self.pos_embed.shape[2:]
+        problem = _beyond((h, w), table)
+        if problem:
+            raise ConfigError(f"{type(self).__name__}: {problem}")
         return x + self.pos_embed[:, :, :h, :w]
 
     def start(self, x: Tensor, readings: int = 1) -> State:
@@ -246,6 +251,16 @@ class RNNAttnDecoder(nn.Module):
         if looks and recording(self):
             weights = torch.stack([look.weights[:, 0] for look in looks], 1)
             record(self, "attn", weights.unflatten(-1, memory.size))
+
+
+def _beyond(size: Sequence[int], table: Sequence[int]) -> str:
+    (h, w), (rows, columns) = size, table
+    if h <= rows and w <= columns:
+        return ""
+    return (
+        f"a map of {h}x{w} cells, but positions for {rows}x{columns}. "
+        f"Set Decoder.map_size: [{max(h, rows)}, {max(w, columns)}], or Decoder.pos2d: False."
+    )
 
 
 def real_steps(tokens: Tensor, bos: int) -> Tensor:

@@ -158,6 +158,11 @@ class SATRNEncoder(nn.Module):
         side = 4 * int(arguments.get("n_position", 100))
         return side, side
 
+    @staticmethod
+    def map_of(arguments: Mapping[str, Any], image: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the map that an image (height, width) px leaves."""
+        return map_size(image, arguments.get("stem", "shallow"))
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -175,7 +180,10 @@ class SATRNEncoder(nn.Module):
     ):
         super().__init__()
         if (d_k is None or d_v is None) and d_model % n_head:
-            raise ConfigError(f"Encoder.d_model: {d_model} cannot be split into {n_head} heads of equal width.")
+            raise ConfigError(
+                f"Encoder.d_model: {d_model} cannot be split into {n_head} heads of equal width. "
+                "Set Encoder.n_head to a number that divides it."
+            )
         need = max(map_size(max_sz, "shallow"))
         if need > n_position:
             raise ConfigError(

@@ -34,6 +34,7 @@ from openrec.modeling.encoders.svtrv2_mixers import build_mixer, map_sizes, stag
 from openrec.modeling.encoders.svtrv2_plan import MIXERS, Plan, check_division, check_stages, per_block
 from openrec.modeling.layers import LayerNorm2d, drop_path_rates, init_svtr, unflatten_map
 from openrec.modeling.record import record, recording
+from openrec.registry import parameters
 
 logger = logging.getLogger("openrec")
 
@@ -135,6 +136,14 @@ class SVTRv2Skeleton(nn.Module):
 
     # YAML keys of the SVTRv2 family that its own code does not read either.
     ignored_keys = ("local_k",)
+
+    @classmethod
+    def map_of(cls, arguments: Mapping[str, Any], image: Size) -> Size:
+        """(height, width) of the map that an image (height, width) px leaves; tokens of ``last_stage`` are one row."""
+        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        transitions = len(given["dims"]) - 1
+        height, width = map_sizes(image, given["sub_k"], 1 + min(transitions, len(given["sub_k"])))[-1]
+        return (1, width) if given.get("last_stage") else (height, width)
 
     def __init__(
         self,

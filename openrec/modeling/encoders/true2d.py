@@ -309,6 +309,11 @@ class True2DEncoder(nn.Module):
         height, width = arguments.get("max_sz", (32, 128))
         return height, width
 
+    @staticmethod
+    def map_of(arguments: Mapping[str, Any], image: Size) -> Size:
+        """(height, width) of the map that an image (height, width) px leaves."""
+        return map_size(image, arguments.get("stem", "shallow"))
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -333,6 +338,11 @@ class True2DEncoder(nn.Module):
             raise ConfigError(f"Encoder.out_rank must be 4 (map) or 3 (tokens), got {out_rank}.")
         if n_layers < 1:
             raise ConfigError(f"Encoder.n_layers must be at least 1, got {n_layers}.")
+        if d_model % n_head:
+            raise ConfigError(
+                f"Encoder.n_head: {d_model} channels (Encoder.d_model) cannot be split into {n_head} heads of equal "
+                "width. Set Encoder.n_head to a number that divides them."
+            )
         size = map_size(max_sz, stem)
         self.out_channels, self.out_rank = d_model, out_rank
         if stem != "none":

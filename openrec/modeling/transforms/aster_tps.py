@@ -23,7 +23,7 @@ from openrec.ops._checks import full_precision
 
 def _unit_points(count: int, margins: Sequence[float]) -> np.ndarray:
     """Points along top and bottom in [0, 1]; ``margins`` (x, y) from the border."""
-    edge = (edge_points(count) + 1) / 2
+    edge = (edge_points(count, name="num_control_points") + 1) / 2
     return np.asarray(margins) + edge * (1 - 2 * np.asarray(margins))
 
 
@@ -88,6 +88,8 @@ class Aster_TPS(Rectifier):
         channels, hidden: widths of the localisation network; OpenOCR's are the defaults.
     """
 
+    size_key = "tps_outputsize"
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -102,7 +104,10 @@ class Aster_TPS(Rectifier):
         super().__init__(in_channels, tps_outputsize, "zeros")
         self.tps_inputsize = checked_size("tps_inputsize", tps_inputsize)
         start = _unit_points(num_control_points, (0.01, 0.01))
-        self.stn_head = STNHead(in_channels, self.tps_inputsize, start, channels, hidden, norm="batch", fc_std=0.001)
+        self.stn_head = STNHead(
+            in_channels, self.tps_inputsize, start, channels, hidden,
+            norm="batch", fc_std=0.001, size_key="tps_inputsize",
+        )  # fmt: skip
         self.tps = TPSSpatialTransformer(tps_outputsize, num_control_points, tps_margins)
 
     def forward(self, img: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class STNHead(nn.Module):
         channels: of the six convolutions; hidden: width of the layer behind them.
         norm: ``layer``, or ``batch`` as in ASTER; a training batch of one image then uses the running statistics.
         fc_std: deviation of the hidden layer's first weights; None: PyTorch's own.
+        size_key: what the config calls ``size``.
 
     Raises:
         ConfigError: a size that five poolings do not divide, not six channels.
@@ -65,12 +66,13 @@ class STNHead(nn.Module):
         hidden: int = 512,
         norm: str = "layer",
         fc_std: float | None = None,
+        size_key: str = "loc_size",
     ):
         super().__init__()
         if len(size) != 2 or size[0] % 32 or size[1] % 32 or size[0] * size[1] < 2048:
             raise ConfigError(
-                f"Transform: the copy the warp is read from must have sides that are multiples of 32 and more than "
-                f"one cell of 32 x 32 px, got {list(size)}. Set it to [32, 64]."
+                f"Transform.{size_key}: the copy the warp is read from must have sides that are multiples of 32 and "
+                f"more than one cell of 32 x 32 px, got {list(size)}. Set it to [32, 64]."
             )
         if len(channels) != 6:
             raise ConfigError(f"Transform.channels: expected six numbers, one per convolution, got {list(channels)}.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.record import record
 from openrec.ops._checks import full_precision
+from openrec.registry import parameters
 
 PADDINGS = ("border", "zeros", "reflection")
 
@@ -33,6 +35,13 @@ class Rectifier(nn.Module):
     """
 
     steps: Tensor
+    size_key = "output_size"  # the config's name of it
+
+    @classmethod
+    def given_size(cls, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+        """(height, width) px of what a transform with these ``arguments`` gives; None: that of its input."""
+        size = arguments.get(cls.size_key, parameters(cls)[cls.size_key].default)
+        return None if size is None else (size[0], size[1])
 
     def __init__(
         self,
@@ -47,7 +56,7 @@ class Rectifier(nn.Module):
         if freeze_steps < 0:
             raise ConfigError(f"Transform.freeze_steps: expected a number of at least 0, got {freeze_steps}.")
         self.out_channels = in_channels
-        self.output_size = None if output_size is None else checked_size("output_size", output_size)
+        self.output_size = None if output_size is None else checked_size(self.size_key, output_size)
         self.padding_mode, self.freeze_steps = padding_mode, int(freeze_steps)
         if freeze_steps:
             self.register_buffer("steps", torch.zeros((), dtype=torch.long))

@@ -20,19 +20,22 @@ from openrec.ops._checks import full_precision
 INITS = ("identity", "aster", "rare")
 
 
-def edge_points(count: int, margin: float = 0.0) -> np.ndarray:
+def edge_points(count: int, margin: float = 0.0, name: str = "num_fiducial") -> np.ndarray:
     """``count / 2`` points along the top edge, then as many along the bottom; float64 ``[count, 2]``.
 
     Args:
         margin: distance from the image's border, as a share of its width and height.
+        name: what the config calls ``count``.
 
     Raises:
         ConfigError: an odd number of points, fewer than four, or a margin that leaves nothing.
     """
     if count < 4 or count % 2:
-        raise ConfigError(f"num_fiducial: expected an even number of at least 4 (half of them per edge), got {count}.")
+        raise ConfigError(
+            f"Transform.{name}: expected an even number of at least 4 (half of them per edge), got {count}."
+        )
     if not 0 <= margin < 0.5:
-        raise ConfigError(f"margin: expected a share of the image in [0, 0.5), got {margin}.")
+        raise ConfigError(f"Transform.margin: expected a share of the image in [0, 0.5), got {margin}.")
     reach = 1 - 2 * margin
     x = np.linspace(-reach, reach, count // 2)
     y = np.full(count // 2, reach)
@@ -46,7 +49,7 @@ def first_points(count: int, init: str, margin: float) -> np.ndarray:
     slopes from the middle up to the right corner, the bottom row from the left corner up to the middle.
     """
     if init not in INITS:
-        raise ConfigError(f"init: expected one of {', '.join(INITS)}; got {init!r}.")
+        raise ConfigError(f"Transform.init: expected one of {', '.join(INITS)}; got {init!r}.")
     points = edge_points(count, {"identity": margin, "aster": 0.01, "rare": 0.0}[init])
     if init == "rare":
         points[:, 1] = np.concatenate([np.linspace(0, -1, count // 2), np.linspace(1, 0, count // 2)])

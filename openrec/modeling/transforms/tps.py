@@ -7,7 +7,8 @@ Attentional Scene Text Recognizer with Flexible Rectification", PAMI 2019. With 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +18,8 @@ from openrec.modeling.record import record
 from openrec.modeling.transforms.heads import CHANNELS, LocalizationNetwork, STNHead
 from openrec.modeling.transforms.rectifier import Rectifier, checked_size
 from openrec.modeling.transforms.thin_plate import GridGenerator, ThinPlate, first_points
+
+OUTPUT_SIZE = (32, 128)  # without OpenOCR's network
 
 
 class TPS(Rectifier):
@@ -42,6 +45,11 @@ class TPS(Rectifier):
 
     ignored_keys = ("loc_lr",)  # OpenOCR reads it nowhere; here: Optimizer.lr_mult
 
+    @classmethod
+    def given_size(cls, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+        default = None if arguments.get("model_name") else OUTPUT_SIZE
+        return super().given_size({"output_size": arguments.get("output_size") or default})
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -66,7 +74,7 @@ class TPS(Rectifier):
                     "to OpenOCR's, which has its own sizes. Leave the one or the other out."
                 )
         elif output_size is None:
-            output_size = (32, 128)
+            output_size = OUTPUT_SIZE
         super().__init__(in_channels, output_size, padding_mode or ("zeros" if model_name else "border"), freeze_steps)
         init = init or ("rare" if model_name else "identity")
         margin = margin if margin is not None else 0.0 if init == "rare" or model_name else 0.05
