@@ -13,24 +13,11 @@ REPAIR = (
 )
 
 
-def detector_problems(config: Mapping[str, Any], mode: str) -> list[str]:
-    """Problems of the parts that belong to ``DINODecoder``; of its training data where ``mode`` is ``train``."""
-    decoder, post = config["Architecture"]["Decoder"]["name"], config["PostProcess"]["name"]
-    loss = config.get("Loss") or {}
-    pairs = [("PostProcess", post, "DINOLabelDecode")]
-    pairs += [("Loss", loss.get("name"), "DINOLoss")] if mode == "train" else []
-    detects = decoder == "DINODecoder"
-    problems = [
-        f"{section}.name: {name} does not go with {decoder}; {own} and DINODecoder belong together."
-        for section, name, own in pairs
-        if (name == own) != detects
-    ]
-    return problems or (box_problems(config, loss) if detects and mode == "train" else [])
-
-
-def box_problems(config: Mapping[str, Any], loss: Mapping[str, Any]) -> list[str]:
-    """A loss that compares boxes needs them, and one that does not needs a detector to start from."""
-    mode, options = loss.get("mode", "det"), config["Global"]
+def box_problems(config: Mapping[str, Any]) -> list[str]:
+    """Problems of ``DINOLoss`` with its training data: one that compares boxes needs them, and one that does not
+    needs a detector to start from."""
+    loss, options = config["Loss"], config["Global"]
+    mode = loss.get("mode", "det")
     started = options.get("pretrained_model") or options.get("checkpoints")
     if mode == "ctc":
         if started or loss.get("allow_scratch"):

@@ -1,7 +1,12 @@
-"""Do the images of a config fit into the position tables of its encoder? Answered before any data is read.
+"""Do the images of a config fit into the tables of its encoder, and their maps into those of its decoder?
 
-An encoder class with such tables has ``largest_image(arguments)``, a data set that resizes by itself has
-``largest_image(arguments, loader)``; both give (height, width) in px, the encoder's ``None`` means no limit.
+Answered before any data is read, by what the classes tell of their arguments. All sizes are (height, width).
+
+* ``largest_image(arguments)`` of an encoder with position tables, in px; ``None`` means no limit. Of a data set
+  that resizes by itself, ``largest_image(arguments, loader)``.
+* ``given_size(arguments)`` of a transform: px of the images that it gives; ``None``: that of its input.
+* ``map_of(arguments, image)`` of an encoder: cells of the map that an image of that size leaves.
+* ``map_problem(arguments, size)`` of a decoder: why it cannot read a map of that size, and the repair; or ``""``.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openrec import registry
+from openrec.config_schema import op_parts
 
 Size = tuple[int, int]
 FIXED_SIZE = ("RecTVResize", "SVTRResize")  # transforms whose ``image_shape`` is the size of every image
@@ -40,6 +46,26 @@ def image_problems(config: Mapping[str, Any], mode: str) -> list[str]:
     return problems
 
 
+def map_problems(config: Mapping[str, Any], mode: str) -> list[str]:
+    """One line for each data section whose largest images leave a map that the decoder cannot read."""
+    architecture = config["Architecture"]
+    encoder, decoder, transform = (architecture.get(part) for part in ("Encoder", "Decoder", "Transform"))
+    map_of = getattr(registry.resolve("encoder", encoder["name"]), "map_of", None)
+    problem_of = getattr(registry.resolve("decoder", decoder["name"]), "map_problem", None)
+    given_size = getattr(registry.resolve("transform", transform["name"]), "given_size", None) if transform else None
+    if map_of is None or problem_of is None or (transform and given_size is None):
+        return []
+    given = given_size(transform) if given_size else None
+    sections = ("Train", "Eval") if mode == "train" else ("Eval",)
+    sizes = {name: _largest(config[name]) for name in sections if config.get(name)}
+    problems = []
+    for name, size in (sizes if given is None else {"Architecture.Transform": given}).items():
+        problem = problem_of(decoder, map_of(encoder, size)) if size else ""
+        if size and problem:
+            problems.append(f"{name}: images of {size[0]}x{size[1]} (height x width) leave {problem}")
+    return problems
+
+
 def _largest(section: Mapping[str, Any]) -> Size | None:
     """(height, width) of the largest image of a data section; ``None`` where only the data tell."""
     dataset = section["dataset"]
@@ -47,8 +73,8 @@ def _largest(section: Mapping[str, Any]) -> Size | None:
     if of_dataset is not None:
         return of_dataset(dataset, section.get("loader") or {})
     for op in dataset.get("transforms") or ():
-        name, arguments = next(iter(op.items())) if isinstance(op, Mapping) else (op, None)
-        if name in FIXED_SIZE and arguments and arguments.get("image_shape"):
+        name, arguments = op_parts(op)
+        if name in FIXED_SIZE and arguments.get("image_shape"):
             height, width = arguments["image_shape"][-2:]
             return int(height), int(width)
     return None

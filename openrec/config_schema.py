@@ -235,6 +235,14 @@ def problems_of(config: Mapping[str, Any], keys: Mapping[str, Key], where: str) 
     return problems
 
 
+def op_parts(op: Any) -> tuple[Any, Any]:
+    """Name and arguments of one entry of ``transforms``; a name alone is an op without arguments."""
+    if isinstance(op, Mapping) and len(op) == 1:
+        ((name, arguments),) = op.items()
+        return name, {} if arguments is None else arguments
+    return (op, {}) if isinstance(op, str) else (None, None)
+
+
 def quoted_number_hint(value: Any) -> str:
     """``' (a quoted text; ...)'`` when ``value`` is a text that reads as a number or a truth value."""
     if not isinstance(value, str):

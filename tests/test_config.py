@@ -10,7 +10,8 @@ import pytest
 
 from openrec import config_schema as schema
 from openrec.config import add_arguments, load_config, parse_args, resolve_charset, save_config
-from openrec.config_check import check_config, fits
+from openrec.config_check import check_config
+from openrec.config_kinds import fits
 from openrec.config_yaml import dump, parse
 from openrec.errors import ConfigError
 

@@ -260,7 +260,7 @@ def test_an_evaluation_that_cannot_work_is_refused_before_the_first_step(tmp_pat
         raise IndexError("too many indices")
 
     monkeypatch.setattr("openrec.postprocess.ctc_postprocess.CTCLabelDecode.__call__", wrong)
-    monkeypatch.setattr(trainer_module.summary, "log_first_sample", lambda loader, post_process: None)
+    monkeypatch.setattr(trainer_module.summary, "log_first_sample", lambda *parts: None)
     with pytest.raises(ConfigError, match=r"^Eval: .*\[3, 32, 64\].*IndexError: too many.*Eval\.dataset\.transforms"):
         Trainer(engine_case.config(tmp_path))
 
@@ -293,6 +293,14 @@ def test_an_unknown_indicator_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ConfigError, match=r'main_indicator: no number is called "accuracy"\. Known: acc, correct, fps'):
         run(tmp_path, {"Metric.main_indicator": "accuracy"})
     assert not (tmp_path / "out" / "latest.pth").exists()
+
+
+def test_labels_that_are_read_as_another_text_are_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("openrec.config_fit.FAMILIES", {})  # as for a label encoder of the user's own
+    config = engine_case.config(tmp_path)
+    config["Train"]["dataset"]["transforms"][1] = {"CharDetLabelEncode": {"boxes": "none"}}
+    with pytest.raises(ConfigError, match=r"the label '\d+' of .* becomes .*CTCLabelDecode reads as .*belong together"):
+        Trainer(config)
 
 
 def test_another_number_of_classes_than_the_dictionary_has_is_told(tmp_path, caplog):

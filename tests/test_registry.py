@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openrec import registry
-from openrec.config_check import fits, named
+from openrec.config_kinds import fits, named
 from openrec.errors import ConfigError
 
 NAMES = [(section, name) for section, table in registry.TABLE.items() for name in table]

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [
     ("version", "errors"),
     ("registry", "charset", "curves", "dictionary"),
-    ("config", "config_schema", "config_yaml", "config_charset", "config_check", "config_image", "config_boxes", "cli"),
+    ("config_schema", "config_yaml", "config_charset", "config_kinds", "config_image", "config_boxes", "config_fit"),
+    ("config_check", "config", "cli"),
     ("preprocess",),
     ("data",),
     ("ops",),

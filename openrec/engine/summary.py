@@ -14,6 +14,7 @@ from openrec.data.collate import collate
 from openrec.data.types import Batch, Sample
 from openrec.engine.logger import metric_text
 from openrec.engine.state import Progress
+from openrec.errors import ConfigError
 
 logger = logging.getLogger("openrec")
 _NAMES_IN_LOG = 200  # per reason; skipped.tsv has all of them
@@ -36,14 +37,25 @@ def log_model(model: nn.Module, charset: Charset, classes: Any) -> None:
     logger.info("%s", {"Total": total, "Trainable": trainable})
 
 
-def log_first_sample(loader: Any, post_process: Any) -> None:
-    """Name, label, its numbers and the text they stand for, of the first training sample that can be used."""
+def log_first_sample(loader: Any, post_process: Any, charset: Charset) -> None:
+    """Name, label, its numbers and the text they stand for, of the first training sample that can be used.
+
+    Raises:
+        ConfigError: the numbers stand for another text: the model would learn what is then read as something else.
+    """
     batch = first_batch(loader)
     if batch is None or len(batch.tensors) < 2:
         return
     logger.info("first sample: %s", batch.names[0])
     numbers, text = _label_numbers(batch), _label_text(post_process, batch)
     logger.info("  label %r -> ids %s -> %r", batch.texts[0], numbers, text)
+    known = "".join(charset.characters[i] for i in charset.encode(batch.texts[0]))
+    if text not in ("?", known) and not charset.is_arabic:  # Arabic is learned in the order in which it is seen
+        raise ConfigError(
+            f"PostProcess: the label {batch.texts[0]!r} of {batch.names[0]} becomes the numbers {numbers}, which "
+            f"{type(post_process).__name__} reads as {text!r}. Choose a label encoder in Train.dataset.transforms and "
+            "a PostProcess that belong together, such as CTCLabelEncode and CTCLabelDecode."
+        )
     logger.info("  image tensor: %s", list(batch.tensors[0].shape[1:]))
 
 
@@ -75,10 +87,14 @@ def _label_numbers(batch: Batch) -> list[int]:
 
 
 def _label_text(post_process: Any, batch: Batch) -> str:
+    """What the label's numbers stand for; "?" where nobody knows, "" where it is nothing."""
     decoder = getattr(post_process, "ctc_label_decode", None)
-    if decoder is not None:
-        return decoder.labels([None, batch.tensors[-2], batch.tensors[-1]])[0][0]
-    return post_process.labels(batch.tensors)[0][0] if hasattr(post_process, "labels") else "?"
+    try:
+        if decoder is not None:
+            return decoder.labels([None, batch.tensors[-2], batch.tensors[-1]])[0][0]
+        return post_process.labels(batch.tensors)[0][0] if hasattr(post_process, "labels") else "?"
+    except IndexError:  # a number behind the end of the table
+        return ""
 
 
 # ---- differences from OpenOCR ----------------------------------------------------------------------

@@ -216,7 +216,7 @@ class Trainer:
             logger.info("log.jsonl: lines behind the checkpoint were removed; their steps are done again")
         if given is None and self.world.is_main:
             with preserved_rng():
-                summary.log_first_sample(self.loader, self.post_process)
+                summary.log_first_sample(self.loader, self.post_process, self.charset)
                 summary.log_skipped(0, [self.loader.report.names], self.output)
                 summary.log_differences(self.config)
                 self._try_evaluation()

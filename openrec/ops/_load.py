@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
-BACKENDS = ("auto", "native", "torch", "reference", "parallel")
+Backend = Literal["auto", "native", "torch", "reference", "parallel"]
+BACKENDS = get_args(Backend)
 INTERFACE = 1  # csrc/cpu/dispatch.cpp holds the same number
 HOW = "build it with: pip install --no-build-isolation -e . (or python setup.py build_ext --inplace)"
 

@@ -32,6 +32,7 @@ from openrec.modeling.decoders.dino_denoising import Noisy, denoising_mask, nois
 from openrec.modeling.decoders.true2d_decoder import exact, pixel_centres
 from openrec.modeling.layers import Linear, flatten_map, guard
 from openrec.modeling.record import record
+from openrec.registry import parameters
 
 ENCODER_ORDER = ("self_attn", "norm", "ffn", "norm")
 DECODER_ORDER = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
@@ -94,6 +95,15 @@ class DINODecoder(nn.Module):
 
     needs = "2d"
     ignored_keys = ("read",)  # how to read is PostProcess.read
+
+    @classmethod
+    def map_problem(cls, arguments: Mapping[str, Any], size: tuple[int, int]) -> str:
+        """Why a map of ``size`` (height, width) has too little to start the queries from, and the repair."""
+        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        shapes = [size]
+        while len(shapes) < given["num_levels"]:
+            shapes.append(((shapes[-1][0] + 1) // 2, (shapes[-1][1] + 1) // 2))
+        return _few_cells(shapes, given["anchor_wh"], given["num_queries"]) if given["two_stage"] else ""
 
     def __init__(
         self,
@@ -242,7 +252,9 @@ class DINODecoder(nn.Module):
             return Start(content, self.reference_points.weight.float().sigmoid().expand(b, -1, -1))
         kept, anchors = gen_encoder_output_proposals(memory, None, shapes, anchor_wh=self.anchor_wh, largest=0.95)
         usable = anchors.isfinite().all(-1)  # [B, S]; the same for all images
-        self._check_cells(memory, shapes)
+        problem = _few_cells(shapes, self.anchor_wh, self.num_queries)
+        if problem:
+            raise ConfigError(f"DINODecoder: {problem}")
         tokens = self.proposal(kept)
         logits = exact(self.proposal_class, tokens)
         best = logits.detach().float().amax(-1).masked_fill(~usable, -1e9)
@@ -252,18 +264,6 @@ class DINODecoder(nn.Module):
         anchor = anchors.masked_fill(~usable.unsqueeze(-1), 0.0).gather(1, pick.expand(-1, -1, 4))
         boxes = (self.proposal_box(tokens).to(anchor.dtype) + anchor).sigmoid()
         return Start(tokens.detach() if content is None else content, boxes.detach(), logits, boxes)
-
-    def _check_cells(self, memory: Tensor, shapes: Shapes) -> None:
-        """Centres farther than a hundredth from the border: known from the sizes alone."""
-        cells = 0
-        for level, (h, w) in enumerate(shapes):
-            if all(0.01 < min(0.95, size * 2**level) < 0.99 for size in self.anchor_wh):
-                cells += math.prod(sum(0.01 < (i + 0.5) / n < 0.99 for i in range(n)) for n in (h, w))
-        if cells < self.num_queries:
-            raise ConfigError(
-                f"DINODecoder: {cells} usable cells in maps of {shapes}, but num_queries is {self.num_queries}. "
-                "Set a smaller Decoder.num_queries, or give the encoder larger images."
-            )
 
     # -- the queries -----------------------------------------------------------------------------------
 
@@ -319,6 +319,20 @@ def _first_best(scores: Tensor, count: int) -> Tensor:
     if torch.compiler.is_compiling():  # ONNX has no stable sort, and a TopK that takes the first of equal ones
         return scores.topk(count, 1).indices
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
+def _few_cells(shapes: Shapes, anchor_wh: Sequence[float], queries: int) -> str:
+    """Usable are cells whose centres lie farther than a hundredth from the border: known from the sizes alone."""
+    cells = 0
+    for level, (h, w) in enumerate(shapes):
+        if all(0.01 < min(0.95, size * 2**level) < 0.99 for size in anchor_wh):
+            cells += math.prod(sum(0.01 < (i + 0.5) / n < 0.99 for i in range(n)) for n in (h, w))
+    if cells >= queries:
+        return ""
+    return (
+        f"{cells} usable cells in maps of {shapes}, but num_queries is {queries}. "
+        "Set a smaller Decoder.num_queries, or give the encoder larger images."
+    )
 
 
 def _check_sizes(dim: int, heads: int, queries: int, longest: int, layers: int, levels: int) -> None:

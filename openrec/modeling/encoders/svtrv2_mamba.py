@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.dassm import DASSM, ConvFFN, DASSMBlock, Dynamic_Adaptive_Scan, ResDWC
 from openrec.modeling.encoders.svtrv2_blocks import ConvBlock, POPatchEmbed
-from openrec.modeling.encoders.svtrv2_mixers import check_mixer_cfg
+from openrec.modeling.encoders.svtrv2_mixers import check_mixer_cfg, check_values
 from openrec.modeling.encoders.svtrv2_plan import MIXERS, check_division, make_plan
 from openrec.modeling.encoders.svtrv2_stage import BlockOptions, SVTRStage, SVTRv2Skeleton
 from openrec.modeling.layers import LayerNorm2d
+from openrec.ops._load import Backend
 from openrec.registry import nearest, parameters, warn_once
 
 __all__ = [
@@ -103,11 +104,11 @@ class SVTRv2Mamba(SVTRv2Skeleton):
         d_state: int = 1,
         d_conv: int = 3,
         ssm_expand: float = 1,
-        dt_rank: int | str = "auto",
+        dt_rank: int | Literal["auto"] = "auto",
         das_init: str = "zero",
         scan_order: str = "row",
         mamba_init: str = "svtr",
-        op_backend: str = "auto",
+        op_backend: Backend = "auto",
         mixer_cfg: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         plan = make_plan(mixer, depths)
@@ -185,6 +186,7 @@ def _split_mixer_cfg(
             if key not in known:
                 raise ConfigError(f"Encoder.mixer_cfg.{mixer}.{key}: DASSMBlock has no such key.{nearest(key, known)}")
             extra[key] = value
+        check_values(DASSMBlock, arguments, mixer)
     check_mixer_cfg(others, BlockOptions().offer())
     return extra, others
 

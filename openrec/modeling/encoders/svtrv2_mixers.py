@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from openrec.config_kinds import argument_problems
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.svtrv2_plan import MIXERS
 from openrec.registry import nearest, parameters
@@ -48,6 +49,16 @@ def check_mixer_cfg(mixer_cfg: Mapping[str, Arguments], offered: Iterable[str]) 
         for key in arguments:
             if key not in known:
                 raise ConfigError(f"Encoder.mixer_cfg.{mixer}.{key}: {mixer} has no such key.{nearest(key, known)}")
+        per_stage = getattr(target, "per_stage", ())
+        alike = {k: v for k, v in arguments.items() if not (k in per_stage and _is_list(v))}
+        check_values(target, alike, mixer)
+
+
+def check_values(target: Any, arguments: Arguments, mixer: str) -> None:
+    """Refuse arguments of a wrong kind or size for the block ``target``."""
+    problems = argument_problems(target, arguments, f"Encoder.mixer_cfg.{mixer}")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def stage_arguments(mixer_cfg: Mapping[str, Arguments], stage: int, stages: int) -> dict[str, dict[str, Any]]:
