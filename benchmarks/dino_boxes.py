@@ -1,6 +1,7 @@
 """Does DINO read, and does it find the characters where they are? Words that training never draws, with known boxes.
 
     python benchmarks/dino_boxes.py --work DIR --minutes 60
+    python benchmarks/dino_boxes.py --weights compared/dino_tiny/run/latest.pth     measures what is trained already
 
 Trains a DINO config (``dino_tiny.yml``) through ``openrec.engine.trainer.Trainer`` on rendered words; the same command
 continues after a stop, and stops by itself when this start has used ``--minutes`` or the run its ``--steps``. Then
@@ -35,8 +36,8 @@ from openrec.postprocess import build_post_process
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def config_of(options: argparse.Namespace, stop_at: int) -> dict[str, Any]:
-    """The YAML with the length of the whole run; ``stop_at``: optimizer step at which this start ends."""
+def config_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The YAML with the length of the run."""
     config = load_config(options.config)
     batch = config["Train"]["loader"]["batch_size_per_card"]
     config["Train"]["dataset"]["size"] = batch * options.epoch_steps
@@ -45,34 +46,17 @@ def config_of(options: argparse.Namespace, stop_at: int) -> dict[str, Any]:
     config["Eval"]["loader"]["num_workers"] = 0
     config["Optimizer"]["lr"] = options.lr or config["Optimizer"]["lr"]
     config["Global"].update(
-        output_dir=str(options.work), epoch_num=math.ceil(options.steps / options.epoch_steps), max_steps=stop_at,
-        seed=options.seed, device=options.device, auto_resume=True, save_latest_step=50,
+        output_dir=str(options.work), epoch_num=math.ceil(options.steps / options.epoch_steps), max_steps=options.steps,
+        max_minutes=options.minutes, seed=options.seed, device=options.device, auto_resume=True, save_latest_step=50,
         eval_epoch_step=[0, 10**6],
     )  # fmt: skip
     return config
 
 
-def train(options: argparse.Namespace) -> tuple[int, float]:
-    """Go on until the time or the run is over; (steps done, minutes of this start)."""
-    begin, done, chunk = time.monotonic(), reached(options), 50
-    while done < options.steps and time.monotonic() - begin < 60 * options.minutes:
-        goal = min(options.steps, done + chunk)
-        start = time.monotonic()
-        Trainer(config_of(options, goal)).train()
-        done, pace = reached(options), (time.monotonic() - start) / chunk
-        left = 60 * options.minutes - (time.monotonic() - begin)
-        chunk = max(1, int(0.95 * left / pace))
-        if done < goal:
-            break  # stopped by a signal
-    return done, (time.monotonic() - begin) / 60
-
-
-def reached(options: argparse.Namespace) -> int:
-    """Optimizer steps of the run so far."""
-    file = options.work / "latest.pth"
-    if not file.exists():
-        return 0
-    return int(read_checkpoint(file)["global_step"])
+def train(options: argparse.Namespace) -> Path:
+    """Start or go on, until the run or this start's time is over; its checkpoint."""
+    Trainer(config_of(options)).train()
+    return options.work / "latest.pth"
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -86,7 +70,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def measure(options: argparse.Namespace, file: Path) -> dict[str, Any]:
     """Accuracy and boxes of a checkpoint on held-out words."""
-    config = config_of(options, 1)
+    config = config_of(options)
     charset = resolve_charset(config)
     post = build_post_process(config["PostProcess"], config["Global"], charset)
     config["Architecture"]["Decoder"]["out_channels"] = post.get_character_num()
@@ -123,7 +107,7 @@ def page(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
     return [
         f"Measured {result['date']}, torch {result['torch']}, {result['machine']}, {options.device}.", "",
         f"    {result['command']}", "",
-        f"`{options.config.stem}` after {result['steps']} of {options.steps} optimizer steps on rendered words, on "
+        f"`{options.config.stem}` after {result['steps']} optimizer steps on rendered words, on "
         f"{result['words']} rendered words that training never draws.", "",
         "| words read correctly | mean IoU, every true character | mean IoU, characters of correctly read words |",
         "|---|---|---|",
@@ -135,10 +119,12 @@ def page(result: dict[str, Any], options: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints and logs")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--work", type=Path, help="train; checkpoints and logs")
+    where.add_argument("--weights", type=Path, help="measure this checkpoint of the config, train nothing")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "rec" / "dino" / "dino_tiny.yml")
     parser.add_argument("--steps", type=int, default=6000, help="optimizer steps of the whole run")
-    parser.add_argument("--minutes", type=float, default=1e9, help="of this start")
+    parser.add_argument("--minutes", type=float, default=None, help="of this start")
     parser.add_argument("--words", type=int, default=1000, help="held-out words")
     parser.add_argument("--epoch-steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=None)
@@ -147,15 +133,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "dino_boxes.json")
     options = parser.parse_args()
-    options.work = options.work.resolve()
-    steps, minutes = train(options)
-    command = f"python benchmarks/dino_boxes.py --work DIR --steps {options.steps} --words {options.words}"
-    command += f" --epoch-steps {options.epoch_steps} --seed {options.seed} --device {options.device}"
-    command += f" --lr {options.lr}" if options.lr else ""
+    command = "python benchmarks/dino_boxes.py"
+    if options.weights:
+        options.work = file = options.weights.resolve()
+        command += f" --weights {file.name} --words {options.words} --seed {options.seed} --device {options.device}"
+    else:
+        options.work = options.work.resolve()
+        file = train(options)
+        command += f" --work DIR --steps {options.steps} --words {options.words} --epoch-steps {options.epoch_steps}"
+        command += f" --seed {options.seed} --device {options.device}" + (f" --lr {options.lr}" if options.lr else "")
     result = {
         "date": time.strftime("%Y-%m-%d"), "openrec": __version__, "torch": torch.__version__, "command": command,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads",
-        "steps": steps, "minutes_of_last_start": round(minutes, 1), **measure(options, options.work / "latest.pth"),
+        "steps": int(read_checkpoint(file)["global_step"]), **measure(options, file),
     }  # fmt: skip
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

@@ -6,8 +6,8 @@
 The same tiny recogniser three times, with the same words, seed and number of steps: ``hard_attn_tiny.yml`` as it is
 (softly at first, later half of the batches by draws), taught by REINFORCE's rewards alone (every look is a draw, from
 the first step on), and never taught (the same draws, but no gradient reaches the policy, so the reader has to live
-with looks at random). Scored on held-out words, where the likeliest place is looked at. The same command continues after a stop;
-table and JSON go to ``benchmarks/results/``.
+with looks at random). Scored on held-out words, where the likeliest place is looked at. The same command continues
+after a stop; table and JSON go to ``benchmarks/results/``.
 """
 
 from __future__ import annotations
