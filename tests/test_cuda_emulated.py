@@ -1,7 +1,7 @@
 """The CUDA kernels, compiled for the CPU and run thread by thread (tests/cuda_emulator).
 
 This is what can be tested without a GPU: the numbers come from the kernels' own source, through the same host code that
-a GPU runs. Not tested here: what nvcc makes of it, streams, devices, speed (test_backend_parity.py, .ci/compile_kernels).
+a GPU runs. Not tested here: what nvcc makes of it, streams, devices (test_backend_parity.py), speed.
 """
 
 import ctypes

@@ -374,6 +374,21 @@ def test_step_sizes_are_told_at_their_places(kind, options, order):
         assert (t.flatten(3)[0] - others).abs().amax(-1).gt(1e-6).nonzero().tolist() == [[1, 4]]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scans_tell_their_last_state(reverse):
+    torch.manual_seed(0)
+    scan, x = Scan1D(6, 16, d_state=3, reverse=reverse), torch.randn(4, 9, 6)
+    with Recorder(scan, samples=2) as recorder:
+        y = scan(x)
+    assert torch.equal(y, scan(x)) and {key for _, key in recorder.entries} == {"dt", "decay", "state"}
+    assert all(len(t) == 2 for key in ("dt", "decay") for t in recorder.of(key)[""])
+    last, (state,) = 0 if reverse else -1, recorder.of("state")[""]
+    u = scan.convolve(x)[:, last]
+    c = scan.x_proj(u)[:, None, -3:]
+    torch.testing.assert_close((state * c).sum(-1) + scan.D * u, y[:, last])
+    assert scalars(recorder.entries)["state_rms/"] == pytest.approx(float(state.square().mean().sqrt()))
+
+
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize(("size", "place"), [((4, 8), (1, 6)), ((5, 7), (4, 6)), ((5, 7), (2, 0))])
 def test_windows_tell_what_is_looked_at(size, place, shift):

@@ -141,7 +141,7 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
 
 
 @torch.no_grad()
-def tell_attention(module: nn.Module, q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> None:
+def tell_attention(module: nn.Module, q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """Tell as ``attn`` what the fused product never forms, softmax(q k' * scale + mask) ``[B, .., N, K]`` in float32.
 
     Ask ``recording(module)`` first. mask: added where it is a number; where it is bool, False hides a key.
@@ -152,7 +152,9 @@ def tell_attention(module: nn.Module, q: Tensor, k: Tensor, scale: float, mask: 
         if mask is not None:
             hides = mask.dtype == torch.bool
             scores = scores.masked_fill(~mask, -math.inf) if hides else scores + mask.float()
-        record(module, "attn", scores.softmax(-1))
+        weights = scores.softmax(-1)
+    record(module, "attn", weights)
+    return weights
 
 
 class Attention(nn.Module):

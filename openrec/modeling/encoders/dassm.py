@@ -28,7 +28,7 @@ from openrec.modeling.layers import (
     log_uniform,
     trunc_normal_,
 )
-from openrec.modeling.record import record, recording
+from openrec.modeling.record import heard, record, recording
 from openrec.ops import dcnv3, selective_scan
 
 
@@ -224,7 +224,7 @@ class DASSM(nn.Module):
         step, b, c = parts.split((self.rank, self.d_state, self.d_state), -1)
         delta = linear(step, self.dt_projs_weight)
         decay = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
-        y = selective_scan(
+        result = selective_scan(
             u.transpose(1, 2),
             delta.transpose(1, 2),
             decay,
@@ -233,26 +233,37 @@ class DASSM(nn.Module):
             self.Ds,
             delta_bias=self.dt_projs_bias,
             delta_softplus=True,
+            return_last_state=recording(self),
             backend=self.op_backend,
         )
-        assert isinstance(y, Tensor)
-        tell_steps(self, delta, self.dt_projs_bias, decay, size, self.scan_order)
-        y = y.unflatten(2, size)
+        y = tell_scan(self, result, delta, self.dt_projs_bias, decay, size, self.scan_order).unflatten(2, size)
         return y.transpose(2, 3) if self.scan_order == "col" else y
 
 
-def tell_steps(module: nn.Module, delta: Tensor, bias: Tensor, a: Tensor, size: Sequence[int], scan_order: str) -> None:
-    """To a diagnosis: the steps of a scan and what they leave of the state, ``[B, H, W, ..]``.
+def tell_scan(
+    module: nn.Module,
+    result: Tensor | tuple[Tensor, Tensor],
+    delta: Tensor,
+    bias: Tensor,
+    a: Tensor,
+    size: Sequence[int],
+    scan_order: str,
+) -> Tensor:
+    """The output of a scan; to a diagnosis its last state, its steps and what they leave of a state, ``[B, H, W, ..]``.
 
     Args:
+        result: of ``selective_scan``, with the last state while somebody listens.
         delta, a: steps before bias and softplus ``[B, L, inner]``, and A ``[inner, d_state]``.
         size: of the map as it was scanned, transposed where ``scan_order`` is "col".
     """
-    if recording(module):
-        dt = F.softplus(delta.detach().float() + bias.detach().float()).unflatten(1, size)
-        dt = dt.transpose(1, 2) if scan_order == "col" else dt
-        record(module, "dt", dt)
-        record(module, "decay", torch.exp(dt[..., None] * a.detach()))
+    if isinstance(result, Tensor):
+        return result
+    dt = F.softplus(heard(module, delta).detach().float() + bias.detach().float()).unflatten(1, size)
+    dt = dt.transpose(1, 2) if scan_order == "col" else dt
+    record(module, "dt", dt)
+    record(module, "decay", torch.exp(dt[..., None] * a.detach()))
+    record(module, "state", result[1])
+    return result[0]
 
 
 def _dt_weight(inner: int, rank: int, dt_init: str, dt_scale: float) -> Tensor:

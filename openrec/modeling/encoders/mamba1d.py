@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
-from openrec.modeling.encoders.dassm import ConvFFN, DASSMBlock, ResDWC, tell_steps
+from openrec.modeling.encoders.dassm import ConvFFN, DASSMBlock, ResDWC, tell_scan
 from openrec.modeling.layers import LayerNorm2d, Linear, guard, inverse_softplus, log_uniform
 from openrec.modeling.layers import drop_path as stochastic_depth
+from openrec.modeling.record import recording
 from openrec.ops import causal_conv1d, selective_scan
 
 COMPILED = find_spec("causal_conv1d") is not None  # the package causal-conv1d
@@ -82,8 +83,7 @@ class Scan1D(nn.Module):
         step, b, c = self.x_proj(u).split((self.rank, self.d_state, self.d_state), -1)
         delta = F.linear(step, self.dt_proj.weight)
         decay = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        tell_steps(self, delta, self.dt_proj.bias, decay, size or (1, x.shape[1]), self.scan_order)
-        y = selective_scan(
+        result = selective_scan(
             u,
             delta,
             decay,
@@ -93,11 +93,12 @@ class Scan1D(nn.Module):
             z,
             self.dt_proj.bias,
             True,
+            recording(self),
             reverse=self.reverse,
             channels_last=True,
             backend=self.op_backend,
         )
-        return cast(Tensor, y)
+        return tell_scan(self, result, delta, self.dt_proj.bias, decay, size or (1, x.shape[1]), self.scan_order)
 
     def convolve(self, x: Tensor) -> Tensor:
         """SiLU of the causal convolution, [B, L, inner]."""

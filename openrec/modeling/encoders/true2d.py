@@ -28,6 +28,7 @@ from openrec.modeling.layers import (
     guard,
     init_free,
     maybe,
+    tell_attention,
     trunc_normal_,
 )
 from openrec.modeling.layers import drop_path as stochastic_depth
@@ -135,9 +136,7 @@ class True2DAttention(nn.Module):
 
     @torch.no_grad()
     def _tell(self, q: Tensor, k: Tensor, mask: Tensor, plan: Windows) -> None:
-        scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5 + mask.float()
-        weights = scores.softmax(-1)
-        record(self, "attn", weights)  # [B, windows * heads, n, n]
+        weights = tell_attention(self, q, k, q.shape[-1] ** -0.5, mask)  # [B, windows * heads, n, n]
         if plan.cuts:
             real = plan.cut(torch.ones(1, *plan.map, 1, device=q.device))  # padding asks, too
             looked = (weights.unflatten(1, (plan.number, -1)).mean(2) * real).sum(2)  # [B, windows, n]
