@@ -166,6 +166,8 @@ def test_hard_attention_that_never_draws_is_told(caplog, monkeypatch):
         (TRUE2D, ENCODER + "n_head=5", "Encoder.n_head: 48 channels (Encoder.d_model) cannot be split into 5 heads"),
         (SATRN, DECODER + "nhead=5", "Decoder.nhead: the encoder's 48 channels cannot be split into 5 heads"),
         (CTC, ENCODER + "mixer_cfg={Mamba: {dt_rank: 0}}", "mixer_cfg.Mamba.dt_rank: expected a whole number of at"),
+        (CTC, ENCODER + "mixer_cfg={Mamba: {dt_rank: aut}}", "Mamba.dt_rank: expected a whole number or auto, got"),
+        (CTC, ENCODER + "mixer_cfg={BiMamba1D: {op_backend: cud}}", "BiMamba1D.op_backend: expected one of auto, na"),
         (CTC, ENCODER + "mixer_cfg={True2D: {mlp_ratio: 0}}", "mixer_cfg.True2D.mlp_ratio: expected a number above 0"),
     ],
 )  # fmt: skip

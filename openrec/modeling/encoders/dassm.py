@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from openrec.modeling.layers import (
 )
 from openrec.modeling.record import heard, record, recording
 from openrec.ops import dcnv3, selective_scan
+from openrec.ops._load import Backend
 
 
 class ResDWC(nn.Module):
@@ -108,7 +110,7 @@ class Dynamic_Adaptive_Scan(nn.Module):
         group: int = 1,
         offset_scale: float = 1.0,
         das_init: str = "zero",
-        op_backend: str = "auto",
+        op_backend: Backend = "auto",
     ):
         super().__init__()
         self.group, self.offset_scale, self.op_backend = group, offset_scale, op_backend
@@ -163,7 +165,7 @@ class DASSM(nn.Module):
         d_conv: int = 3,
         expand: float = 1,
         head_dim: int = 16,
-        dt_rank: int | str = "auto",
+        dt_rank: int | Literal["auto"] = "auto",
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         dt_init: str = "random",
@@ -174,7 +176,7 @@ class DASSM(nn.Module):
         bias: bool = False,
         das_init: str = "zero",
         scan_order: str = "row",
-        op_backend: str = "auto",
+        op_backend: Backend = "auto",
     ):
         super().__init__()
         inner, group = int(expand * d_model), d_model // head_dim
@@ -297,14 +299,14 @@ class DASSMBlock(nn.Module):
         d_state: int = 1,
         d_conv: int = 3,
         expand: float = 1,
-        dt_rank: int | str = "auto",
+        dt_rank: int | Literal["auto"] = "auto",
         eps: float = 1e-6,
         layerscale: bool = False,
         layer_scale_init_value: float = 1e-6,
         das_init: str = "zero",
         scan_order: str = "row",
         mamba_init: str = "svtr",
-        op_backend: str = "auto",
+        op_backend: Backend = "auto",
     ):
         super().__init__()
         if layerscale:

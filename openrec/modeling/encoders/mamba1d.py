@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from openrec.modeling.layers import LayerNorm2d, Linear, guard, inverse_softplus
 from openrec.modeling.layers import drop_path as stochastic_depth
 from openrec.modeling.record import recording
 from openrec.ops import causal_conv1d, selective_scan
+from openrec.ops._load import Backend
 
 COMPILED = find_spec("causal_conv1d") is not None  # the package causal-conv1d
 
@@ -56,9 +57,9 @@ class Scan1D(nn.Module):
         d_model: int,
         d_state: int = 16,
         d_conv: int = 4,
-        dt_rank: int | str = "auto",
+        dt_rank: int | Literal["auto"] = "auto",
         reverse: bool = False,
-        op_backend: str = "auto",
+        op_backend: Backend = "auto",
         scan_order: str = "row",
     ):
         super().__init__()
@@ -125,11 +126,11 @@ class Mamba1D(Scan1D):
         d_state: int = 16,
         d_conv: int = 4,
         expand: float = 2,
-        dt_rank: int | str = "auto",
+        dt_rank: int | Literal["auto"] = "auto",
         dropout: float = 0.0,
         scan_order: str = "row",
         bidirectional: bool = False,
-        op_backend: str = "auto",
+        op_backend: Backend = "auto",
     ):
         inner = int(expand * d_model)
         super().__init__(inner, d_model, d_state, d_conv, dt_rank, False, op_backend, scan_order)
@@ -172,10 +173,10 @@ class Mamba1DBlock(DASSMBlock):
         d_state: int = 16,
         d_conv: int = 4,
         expand: float = 2,
-        dt_rank: int | str = "auto",
+        dt_rank: int | Literal["auto"] = "auto",
         scan_order: str = "row",
         bidirectional: bool = False,
-        op_backend: str = "auto",
+        op_backend: Backend = "auto",
     ):
         nn.Module.__init__(self)  # the frame is shared, the adaptive scan inside it is not built
         self.layerscale = False
