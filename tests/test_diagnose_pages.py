@@ -22,9 +22,9 @@ SHIPPED = pack.models(case.ROOT / "weights")
 SYSTEMS = {
     "svtrv2/svtrv2_mamba": ["Sampling points of the encoder", "Step sizes", "What a step leaves", "Columns"],
     "svtrv2/svtrv2_mamba1d": ["Step sizes", "What a step leaves", "Columns"],
-    "dat/dat": ["Sampling points of the encoder", "Attention of the encoder", "Columns"],
-    "dat/svtrv2_reattn": ["Attention of the encoder", "Columns"],
-    "true2d/true2d": ["Attention of the encoder", "Points read for each character"],
+    "dat/dat": ["Sampling points of the encoder", "Attention of the encoder", "What a displacement adds", "Columns"],
+    "dat/svtrv2_reattn": ["Attention of the encoder", "How re-attention mixes heads", "Columns"],
+    "true2d/true2d": ["Attention of the encoder", "What a displacement adds", "Points read for each character"],
     "satrn/satrn": ["Attention of the encoder", "Attention for each character"],
     "attn/soft_attn": ["Sampling points of the encoder", "Attention for each character"],
     "attn/hard_attn": ["Attention for each character", "Points read for each character"],
@@ -192,6 +192,18 @@ def test_grids_of_gaussians():
         assert grid.get_bbox().bounds == (x - 24, 8, 48, 16)
         assert {e.center for e in around} == {(x - 24, 8), (x + 24, 8), (x - 24, 24), (x + 24, 24)}
         assert {(e.width, e.height) for e in around} == {(24, 16)}  # one sigma to each side
+
+
+def test_importance_is_drawn_at_the_points_of_each_group():
+    loc = np.array([[[[0.25, 0.5]], [[0.5, 0.5]]], [[[0.75, 0.5]], [[1.0, 0.5]]]], np.float32)  # 2 groups, 2 keys
+    weights = np.zeros((4, 6, 2), np.float32)  # 4 heads, 6 queries
+    weights[:2, :, 0] = weights[2:, :, 1] = 1
+    told = {("encoder.attn", "loc"): [loc], ("encoder.attn", "attn"): [weights]}
+    seen = Seen("", np.zeros((32, 96, 3), np.uint8), Decoded("", 0.0, [], []), told)
+    axis = Figure().subplots()
+    next(s for s in sections(seen) if s.title.startswith("Attention")).cells[0][1](axis)
+    found = [(c.get_offsets().tolist(), c.get_sizes().tolist()) for c in axis.collections]
+    assert found == [([[24, 16], [48, 16]], [60, 0]), ([[72, 16], [96, 16]], [0, 60])]
 
 
 @pytest.mark.parametrize("module", ["w_atten_block.attn", "ctc_encoder.svtr_block.0.mixer", "layers.0.self_attn"])

@@ -406,7 +406,7 @@ def test_windows_tell_what_is_looked_at(size, place, shift):
     whole = True2DAttention(8, 2, size)
     with Recorder(whole) as recorder:
         whole(x)
-    assert set(recorder.entries) == {("", "attn")}
+    assert set(recorder.entries) == {("", "attn"), ("", "table")}
 
 
 def test_stages_tell_maps_whatever_they_give():

@@ -32,7 +32,7 @@ class Section:
 
 def sections(seen: Seen) -> Iterator[Section]:
     """All that can be drawn of this image, in the order of the flow: transform, encoder, decoder."""
-    encoder = (encoder_points, encoder_attention, scans)
+    encoder = (encoder_points, encoder_attention, tables, scans)
     decoder = (columns, characters, decoder_points, glimpses, boxes)
     for draw in (transform, *encoder, *decoder):
         yield from draw(seen)
@@ -146,7 +146,8 @@ def encoder_attention(seen: Seen) -> Iterator[Section]:
         if looked is not None:  # in windows, put back where they were cut
             cells.append((_short(module), _over(picture, looked[-1])))
         elif loc is not None and loc[-1].shape[1] == len(importance):  # keys at points
-            cells.append((_short(module), _circles(picture, loc[-1].mean((0, 2)), importance)))
+            groups = weights.sum(1).reshape(len(loc[-1]), -1, len(importance)).mean(1)  # each has points of its own
+            cells.append((_short(module), _circles(picture, loc[-1].mean(2), groups)))
         else:
             size = seen.map_size(module, len(importance))
             cells.append((_short(module), _over(picture, importance.reshape(size))))
@@ -155,12 +156,34 @@ def encoder_attention(seen: Seen) -> Iterator[Section]:
 
 
 def _circles(picture: np.ndarray, places: np.ndarray, weights: np.ndarray) -> Draw:
+    """``places [groups, K, 2]`` as large as ``weights [groups, K]``, one colour a group."""
+
     def draw(axis: Any) -> None:
         axis.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255, alpha=0.8)
-        xy = places * np.array([picture.shape[1], picture.shape[0]])
-        axis.scatter(*xy.T, s=60 * weights / max(float(weights.max()), 1e-9), color="orange", alpha=0.7, linewidths=0)
+        sizes = 60 * weights / max(float(weights.max()), 1e-9)
+        for group, xy in enumerate(places * np.array([picture.shape[1], picture.shape[0]])):
+            axis.scatter(*xy.T, s=sizes[group], color=f"C{group % 10}", alpha=0.7, linewidths=0)
 
     return draw
+
+
+def tables(seen: Seen) -> Iterator[Section]:
+    """What attention has learned of heads and displacements, whatever the image."""
+    for key, title in (("mixing", "How re-attention mixes heads (columns) into heads (rows)"),
+                       ("table", "What a displacement adds to the scores, head beside head")):  # fmt: skip
+        cells = []
+        for module, arrays in seen.of(key).items():
+            heads = arrays[-1].reshape(-1, *arrays[-1].shape[-2:])
+            gaps = np.pad(heads, ((0, 0), (0, 0), (0, int(len(heads) > 1))), constant_values=np.nan)
+            caption = f"{_short(module)}: {heads.min():.2g} to {heads.max():.2g}"
+            cells.append((caption, _heat(np.concatenate(list(gaps), -1))))
+        if cells:
+            yield Section(title, cells, wide=key == "table")
+
+
+def _heat(values: np.ndarray) -> Draw:
+    most = np.nanmax(np.abs(values))
+    return lambda axis: axis.imshow(values, cmap="coolwarm", vmin=-most, vmax=most)
 
 
 def scans(seen: Seen) -> Iterator[Section]:

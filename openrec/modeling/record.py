@@ -9,6 +9,8 @@ offset    [.., 2]           offsets in pixels of the map they sample
 attn      [B, .., K]        softmax weights over K places, row by row; over a whole map also [B, .., T, H, W]
 looked    [B, H, W]         how much each place of a map is looked at, summed over queries, where windows cut it
 mixed     [B, heads, T, K]  attention maps after re-attention's mixing and norm: rows need not sum to one
+mixing    [1, h, h]         re-attention's theta, for h heads
+table     [1, h, dy, dx]    what a displacement adds to the scores of h heads; none is in the middle
 grid      [B, H, W, 2]      sampling grid of a transform, in [0, 1] of its input
 fiducial  [B, K, 2]         control points of a transform, in [0, 1] of its input
 theta     [B, 2, 3]         affine matrix of a transform

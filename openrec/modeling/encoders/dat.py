@@ -127,6 +127,8 @@ class DATAttention(nn.Module):
         mask = None if bias is None else bias.to(queries.dtype)
         if recording(self):
             tell_attention(self, queries, k, self.scale, bias)
+            if self.pe == "rpe":
+                record(self, "table", cast(Tensor, self.rpe_table)[None])
         p = self.attn_drop.p if self.training else 0.0
         out = dot_product_attention(queries, k, v, mask=mask, dropout_p=p, scale=self.scale)
         out = out.transpose(1, 2).reshape(b, h, w, c)

@@ -15,7 +15,7 @@ from openrec.errors import ConfigError
 from openrec.modeling.encoders.prenorm import PreNormBlock
 from openrec.modeling.encoders.svtrv2_blocks import Act
 from openrec.modeling.layers import Attention, guard
-from openrec.modeling.record import record
+from openrec.modeling.record import record, recording
 
 NORMS, SCALES = ("bn", "none"), ("one", "head", "seq")
 
@@ -62,7 +62,9 @@ class ReAttention(Attention):
         record(self, "attn", maps)
         scale = {"one": 1.0, "head": width**-0.5, "seq": n**-0.5}[self.re_scale]
         maps = self.re_norm(self._mixed(maps.to(v.dtype))) * scale
-        record(self, "mixed", maps)
+        if recording(self):
+            record(self, "mixed", maps)
+            record(self, "mixing", self.theta.weight.flatten(1)[None])
         maps = self.attn_drop(maps)
         x = (maps.to(v.dtype) @ v).transpose(1, 2).reshape(shape)
         return self.proj_drop(self.proj(x))

@@ -137,6 +137,7 @@ class True2DAttention(nn.Module):
     @torch.no_grad()
     def _tell(self, q: Tensor, k: Tensor, mask: Tensor, plan: Windows) -> None:
         weights = tell_attention(self, q, k, q.shape[-1] ** -0.5, mask)  # [B, windows * heads, n, n]
+        record(self, "table", self.bias.relative_position_bias_table[None])
         if plan.cuts:
             real = plan.cut(torch.ones(1, *plan.map, 1, device=q.device))  # padding asks, too
             looked = (weights.unflatten(1, (plan.number, -1)).mean(2) * real).sum(2)  # [B, windows, n]
