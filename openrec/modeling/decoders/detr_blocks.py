@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
-from openrec.modeling.decoders.true2d_decoder import exact, ring_offsets
-from openrec.modeling.layers import Linear, dot_product_attention, guard
+from openrec.modeling.decoders.true2d_decoder import ring_offsets
+from openrec.modeling.layers import Linear, dot_product_attention, exact, guard
 from openrec.modeling.record import record, recording
 from openrec.ops import ms_deform_attn
 

@@ -29,8 +29,8 @@ from openrec.modeling.decoders.detr_coords import (
     get_sine_pos_embed,
 )
 from openrec.modeling.decoders.dino_denoising import Noisy, denoising_mask, noisy_queries
-from openrec.modeling.decoders.true2d_decoder import exact, pixel_centres
-from openrec.modeling.layers import Linear, flatten_map, guard
+from openrec.modeling.decoders.true2d_decoder import pixel_centres
+from openrec.modeling.layers import Linear, exact, flatten_map, guard
 from openrec.modeling.record import record
 from openrec.registry import parameters
 

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
-from openrec.modeling.layers import guard
-from openrec.ops._checks import full_precision
+from openrec.modeling.layers import exact, guard
 
 CHANNELS = (32, 64, 128, 256, 256, 256)
 MODEL_NAMES = {"small": ((16, 32, 64, 128), 64), "large": ((64, 128, 256, 512), 256)}
@@ -33,13 +32,6 @@ def start_at(layer: nn.Linear, values: np.ndarray) -> None:
     with torch.no_grad():
         layer.bias.copy_(torch.from_numpy(values.reshape(-1)))
     guard(layer.weight, layer.bias)
-
-
-def in_full(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer(x)`` in float32 at least, whatever autocast or a model of half precision say: it gives coordinates."""
-    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    with full_precision(x.device):
-        return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
 
 
 class STNHead(nn.Module):
@@ -99,7 +91,7 @@ class STNHead(nn.Module):
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
         else:
             x = norm(x)
-        return in_full(self.stn_fc2, 0.1 * F.relu(x))
+        return exact(self.stn_fc2, 0.1 * F.relu(x))
 
 
 class _ConvBN(nn.Module):
@@ -134,4 +126,4 @@ class LocalizationNetwork(nn.Module):
         start_at(self.fc2, start)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_full(self.fc2, F.relu(self.fc1(self.block_list(x).flatten(1))))
+        return exact(self.fc2, F.relu(self.fc1(self.block_list(x).flatten(1))))
