@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -78,7 +79,7 @@ def run(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def write_results(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     command = f"python benchmarks/hard_attention.py --work DIR --steps {options.steps} --words {options.words}"
-    command += f" --seeds {' '.join(map(str, options.seeds))}"
+    command += f" --seeds {' '.join(map(str, options.seeds))} --variants {shlex.join(options.variants)}"
     about = {
         "date": time.strftime("%Y-%m-%d"), "openrec": __version__, "torch": torch.__version__,
         "python": platform.python_version(), "machine": f"{os.cpu_count()} cores, {cpu_name()}", "command": command,
@@ -106,11 +107,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and logs")
     parser.add_argument("--steps", type=int, default=5000, help="optimizer steps of every run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--words", type=int, default=1000, help="held-out words (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "hard_attention")
     options = parser.parse_args()
     options.work = options.work.resolve()
-    write_results([run(variant, seed, options) for seed in options.seeds for variant in VARIANTS], options)
+    write_results([run(variant, seed, options) for seed in options.seeds for variant in options.variants], options)
 
 
 if __name__ == "__main__":
