@@ -53,9 +53,15 @@ SETS: dict[str, dict[str, Any]] = {
 }
 
 
+def resize(config: dict[str, Any], **options: Any) -> None:
+    for part in ("Train", "Eval"):
+        next(t for t in config[part]["dataset"]["transforms"] if "RecTVResize" in t)["RecTVResize"].update(options)
+
+
 def run_of(name: str, seed: int, steps: int, options: argparse.Namespace) -> dict[str, Any]:
     """The recogniser on mildly distorted words, for so many steps."""
     config = load_config(RECOGNISER)
+    resize(config, padding=False)  # words that fill the columns are read much sooner
     config["Train"]["dataset"].update(
         size=config["Train"]["loader"]["batch_size_per_card"] * options.epoch_steps, **MILD
     )
@@ -76,9 +82,7 @@ def config_of(variant: str, seed: int, options: argparse.Namespace) -> dict[str,
         other = load_config(path)
         config["Architecture"]["Transform"] = other["Architecture"]["Transform"]
         config["Optimizer"]["lr_mult"] = other["Optimizer"]["lr_mult"]
-        for part in ("Train", "Eval"):
-            resize = next(t for t in config[part]["dataset"]["transforms"] if "RecTVResize" in t)
-            resize["RecTVResize"]["image_shape"] = LARGE
+        resize(config, image_shape=LARGE)
     config["Train"]["dataset"].update(LONG, **TRAINING)
     config["Eval"]["dataset"].update(SETS["curved and rotated"])
     config["Optimizer"]["lr"] /= 2  # it reads already
