@@ -166,7 +166,7 @@ def write_results(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
         f"    {command}", "",
         f"Word accuracy on {words} rendered words per set, none of them drawn in training; {options.base_steps} "
         f"steps on straight words for all, then {options.steps} of "
-        "the same words for all" + ("; in parentheses the single seeds." if len(options.seeds) > 1 else "."), "", *table(rows),
+        "the same words for all" + ("; in parentheses single seeds." if len(options.seeds) > 1 else "."), "", *table(rows),
     ]  # fmt: skip
     options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
