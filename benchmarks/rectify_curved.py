@@ -165,8 +165,8 @@ def write_results(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
         f"Measured {about['date']}, torch {about['torch']}, {about['machine']}, {options.device}.", "",
         f"    {command}", "",
         f"Word accuracy on {words} rendered words per set, none of them drawn in training; {options.base_steps} "
-        f"steps on straight words for all, then {options.steps} of "
-        "the same words for all" + ("; in parentheses single seeds." if len(options.seeds) > 1 else "."), "", *table(rows),
+        f"steps on straight words for all, then {options.steps} of the same curved ones; in parentheses single seeds, "
+        "where there are several.", "", *table(rows),
     ]  # fmt: skip
     options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
