@@ -18,7 +18,7 @@ from openrec import config_schema as schema
 from openrec import registry
 from openrec.errors import ConfigError
 
-# The whole numbers of a model that may be 0; every other one sizes or counts something that has to be there.
+# The whole numbers of a model that may be 0 though they are not by default; others size or count what has to be there.
 MAY_BE_ZERO = frozenset({"dn_number", "enc_layers", "freeze_steps", "num_encoder_layers", "warm_start_epochs"})
 
 _SIZE = "[height, width]"
@@ -86,12 +86,12 @@ def argument_problems(target: Any, config: Mapping[str, Any], where: str, sizes:
         elif "drop" in name and hints[name] is float and not 0 <= value < 1:
             problem = f"expected a probability, at least 0 and below 1, got {value!r}."
         else:
-            problem = _number_problem(name, value, hints[name]) if sizes else ""
+            problem = _number_problem(name, value, hints[name], known[name].default) if sizes else ""
         problems += [f"{where}.{key}: {problem}"] if problem else []
     return problems
 
 
-def _number_problem(name: str, value: Any, hint: Any) -> str:
+def _number_problem(name: str, value: Any, hint: Any, default: Any) -> str:
     """What is wrong with the numbers in a model's argument of the right kind; nothing: an empty text."""
     numbers = list(_numbers(value[:-1] if name in LISTS_OF_PAIRS else value))
     if name in PAIRS and value is not None and len(value) != 2:
@@ -101,7 +101,7 @@ def _number_problem(name: str, value: Any, hint: Any) -> str:
     test, wording = RANGES.get(name, (None, ""))
     if test is not None and not all(map(test, numbers)):
         return f"expected {'numbers' if _is_list(value) else 'a number'} {wording}, got {value!r}."
-    least = 0 if name in MAY_BE_ZERO else 1
+    least = 0 if name in MAY_BE_ZERO else min(1, default) if type(default) is int else 1
     if _holds(hint, int) and numbers and min(numbers) < least:
         what = "whole numbers" if _is_list(value) else "a whole number"
         return f"expected {what} of at least {least}, got {value!r}."

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openrec import ops
+
 GOLDEN = Path(__file__).parent / "golden"
 Outputs = Mapping[str, Tensor]
 
@@ -109,3 +111,13 @@ def _compare(arrays: Mapping[str, Any], run: dict, name: str, got: Tensor, dtype
     error = float(np.abs(got.detach().double().numpy() - want.astype(np.float64)).max(initial=0) / scale)
     limit = max(2e-5, 20 * error32) if dtype == torch.float32 else 1e-9 if want.dtype == np.float64 else 1e-6
     return [] if error <= limit else [f"{name}: relative error {error:.2e}, allowed {limit:.1e}"]
+
+
+def call_dcnv3(i, a):
+    geometry = [a[k] for k in ("kernel_size", "stride", "pad", "dilation", "group", "offset_scale", "remove_center")]
+    return {"out": ops.dcnv3(i["input"], i["offset"], i["mask"], *geometry)}
+
+
+def call_scan(i, a):
+    out = ops.selective_scan(**i, **a)
+    return {"out": out[0], "last_state": out[1]} if a["return_last_state"] else {"out": out}

@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from golden_check import check_op, load_cases
+from golden_check import call_dcnv3, call_scan, check_op, load_cases
 from op_cases import ALL, BF16, F16, F32, F64, Dcn, Sample, Scan, compare
 
 from openrec import ops
@@ -72,16 +72,6 @@ def call_on_gpu(function):
         return {k: v.cpu() for k, v in function({k: v.cuda() for k, v in inputs.items()}, args).items()}
 
     return call
-
-
-def call_dcnv3(i, a):
-    geometry = [a[k] for k in ("kernel_size", "stride", "pad", "dilation", "group", "offset_scale", "remove_center")]
-    return {"out": ops.dcnv3(i["input"], i["offset"], i["mask"], *geometry)}
-
-
-def call_scan(i, a):
-    out = ops.selective_scan(**i, **a)
-    return {"out": out[0], "last_state": out[1]} if a["return_last_state"] else {"out": out}
 
 
 CALLS = {

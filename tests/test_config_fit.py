@@ -7,6 +7,7 @@ import pytest
 from openrec import registry
 from openrec.config import check_config, load_config
 from openrec.config_fit import FAMILIES
+from openrec.config_kinds import argument_problems
 from openrec.errors import ConfigError
 from openrec.modeling import build_model
 
@@ -151,6 +152,18 @@ def test_hard_attention_that_never_draws_is_told(caplog, monkeypatch):
     caplog.clear()
     check_config(load(HARD, DECODER + "warm_start_epochs=29", "Global.epoch_num=30"))
     assert "no place is ever drawn" not in caplog.text
+
+
+def test_a_number_may_be_what_it_is_by_default():
+    """An own encoder may count from 0, or mean something by -1, without a line in a table."""
+
+    class Own:
+        def __init__(self, dim: int, first: int = 0, last: int = -1, width: int = 8):
+            pass
+
+    assert argument_problems(Own, {"first": 0, "last": -1, "width": 1}, "Encoder") == []
+    wrong = argument_problems(Own, {"first": -1, "last": -2, "width": 0, "dim": 0}, "Encoder")
+    assert [text.split(":")[0] for text in wrong] == [f"Encoder.{k}" for k in ("first", "last", "width", "dim")]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from golden_check import check_op, load_cases
+from golden_check import call_dcnv3, call_scan, check_op, load_cases
 
 from openrec import ops
 
@@ -16,16 +16,6 @@ DTYPES = [torch.float32, torch.float64]
 
 def ids(group):
     return [name for name in CASES if name.split("/")[0] == group]
-
-
-def call_dcnv3(i, a):
-    geometry = [a[k] for k in ("kernel_size", "stride", "pad", "dilation", "group", "offset_scale", "remove_center")]
-    return {"out": ops.dcnv3(i["input"], i["offset"], i["mask"], *geometry)}
-
-
-def call_scan(i, a):
-    out = ops.selective_scan(**i, **a)
-    return {"out": out[0], "last_state": out[1]} if a["return_last_state"] else {"out": out}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
