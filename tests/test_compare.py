@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import engine_case
 import pytest
@@ -12,7 +14,7 @@ from openrec.compare.budget import Budget, BudgetTrainer, planned_steps
 from openrec.compare.flops import count_flops
 from openrec.compare.lock import Busy, locked
 from openrec.compare.pictures import minutes_at
-from openrec.compare.run import LeftOut, compare, finished, names_of, write_table
+from openrec.compare.run import LeftOut, compare, finished, measure_all_again, names_of, write_table
 from openrec.compare.systems import Conditions, run_system
 from openrec.curves import read_log
 from openrec.errors import ConfigError, DataError
@@ -57,6 +59,29 @@ def test_table_csv_pictures_and_no_second_training(configs, tmp_path, monkeypatc
     monkeypatch.setattr(BudgetTrainer, "train", lambda self: pytest.fail("trained again"))
     again = compare(configs, tmp_path / "out", conditions, separate=False)
     assert again == results
+
+
+def test_speeds_are_measured_again(configs, tmp_path, monkeypatch):
+    """Of all finished systems, without training; what was learned stays."""
+    out = tmp_path / "out"
+    before = compare(configs, out, Conditions(Budget(steps=2), seed=3, threads=1), separate=False)
+    for name in ("first", "second"):
+        file = out / name / "result.json"
+        busy = {"train_ips": -1.0, "infer_ips": -1.0, "latency_ms": -1.0, "peak_memory_mib": -1.0}
+        file.write_text(json.dumps(json.loads(file.read_text()) | busy))
+    monkeypatch.setattr(BudgetTrainer, "train", lambda self: pytest.fail("trained again"))
+    measure_all_again(out, separate=False)
+    again = finished(out)
+    speeds = ("train_ips", "infer_ips", "latency_ms")
+    assert all(getattr(r, key) > 0 for r in again for key in speeds)
+    fresh = dict.fromkeys((*speeds, "peak_memory_mib"), 0.0)
+    assert [replace(r, **fresh) for r in again] == [replace(r, **fresh) for r in before]
+    assert f"{again[0].train_ips:.0f}" in (out / "table.md").read_text()
+
+    changed = Path(configs[0])
+    changed.write_text(changed.read_text().replace("lr: ", "lr: 1"))
+    with pytest.raises(ConfigError, match="config differ"):
+        measure_all_again(out, separate=False)
 
 
 def test_a_stopped_system_continues(configs, tmp_path, monkeypatch):

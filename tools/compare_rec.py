@@ -33,16 +33,21 @@ def main() -> None:
                         "directories of images with labels.tsv (file<TAB>text)")  # fmt: skip
     parser.add_argument("--threads", type=int, default=1, help="of each system (default: %(default)s)")
     parser.add_argument("--output", default="compared", help="directory (default: %(default)s)")
-    parser.add_argument("--table-only", action="store_true", help="table and pictures from what is in --output")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--table-only", action="store_true", help="table and pictures from what is in --output")
+    only.add_argument("--measure-again", action="store_true", help="speeds and memory of what is in --output once "
+                      "more, on a machine that is quiet now")  # fmt: skip
     a = parser.parse_args()
 
     from openrec.compare.budget import Budget
-    from openrec.compare.run import LeftOut, compare, write_table
+    from openrec.compare.run import LeftOut, compare, measure_all_again, write_table
     from openrec.compare.systems import Conditions
 
     failure = None
     if a.table_only:
         write_table(Path(a.output))
+    elif a.measure_again:
+        measure_all_again(Path(a.output))
     else:
         if not a.configs:
             parser.error("-c: give the systems to compare.")

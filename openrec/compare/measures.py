@@ -22,15 +22,16 @@ from openrec.losses import build_loss
 from openrec.optimizer import build_optimizer
 
 MEASURED_STEPS, INFER_BATCH, FLOPS_WORDS = 8, 32, 8
+MEASURED = "measured.json"
 
 
 def measure_training(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Size, speed and memory of training, on one batch of its data; kept in ``measured.json``.
+    """Size, speed and memory of training, on one batch of its data; kept in ``MEASURED``.
 
     Memory is what training steps add to a process that holds model and batch already; on a CPU the highest memory of
     the process tells it, so this comes before anything larger.
     """
-    file = folder / "measured.json"
+    file = folder / MEASURED
     if file.exists():
         return json.loads(file.read_text())
     device = start_world(config["Global"]["device"], join=False).device

@@ -6,13 +6,13 @@ import json
 import logging
 import multiprocessing
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from openrec.compare.lock import Busy, locked
-from openrec.compare.systems import Conditions, Result, differing, read_result, run_system
+from openrec.compare.systems import Conditions, Result, differing, measure_again, read_result, run_system
 from openrec.compare.table import write_all
 from openrec.errors import ConfigError, DataError, OpenRecError, writing
 
@@ -79,6 +79,25 @@ def compare(
     return finished(output, names)
 
 
+def measure_all_again(output: Path, *, separate: bool = True) -> list[Path]:
+    """Speeds and memory of all finished systems once more, one after the other, then the table.
+
+    For comparisons that shared their machine: what slowed one system down need not have slowed down the next.
+
+    Raises:
+        DataError: no system is finished.
+        ConfigError: a config is another one than when the system was trained.
+    """
+    for result in finished(output):
+        folder = output / result.name
+        logger.info("%s: measured again", result.name)
+        if separate:
+            _alone(measure_again, (folder,), result.conditions["threads"])
+        else:
+            measure_again(folder)
+    return write_table(output)
+
+
 def finished(output: Path, names: Sequence[str] = ()) -> list[Result]:
     """What ``output`` holds, systems in ``names`` first."""
     found = {file.parent.name: read_result(file) for file in sorted(output.glob("*/result.json"))}
@@ -126,9 +145,12 @@ def _apart(path: str, name: str, folder: Path, conditions: Conditions) -> None:
         return
     with locked(folder):  # tells early whether another process has it
         pass
-    process = multiprocessing.get_context("spawn").Process(
-        target=_child, args=(path, name, folder, conditions), name=name
-    )
+    _alone(run_system, (path, name, folder, conditions), conditions.threads)
+
+
+def _alone(work: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None) -> None:
+    """Call ``work`` in a process of its own: memory and CPU time are its own, too."""
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(work, arguments, threads))
     _wait(process)
     if process.exitcode in (130, 143):  # it was told to stop itself
         raise SystemExit(process.exitcode)
@@ -154,11 +176,11 @@ def _wait(process: Any) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _child(path: str, name: str, folder: Path, conditions: Conditions) -> None:
+def _child(work: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None) -> None:
     import torch
 
     from openrec.cli import run_tool
 
-    if conditions.threads:
-        torch.set_num_threads(conditions.threads)
-    run_tool(lambda: run_system(path, name, folder, conditions))
+    if threads:
+        torch.set_num_threads(threads)
+    run_tool(lambda: work(*arguments))

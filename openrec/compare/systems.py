@@ -12,7 +12,7 @@ from typing import Any
 
 from openrec.compare.budget import Budget, BudgetTrainer, planned_steps
 from openrec.compare.lock import locked
-from openrec.compare.measures import measure_reading, measure_training
+from openrec.compare.measures import MEASURED, measure_reading, measure_training
 from openrec.compare.scores import real_dataset, scores
 from openrec.config import check_config, load_config, resolve_charset
 from openrec.data import build_loader
@@ -47,6 +47,13 @@ class Conditions:
             )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads: expected a number of at least 1, got {self.threads}.")
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Conditions:
+        """Those that a result file holds."""
+        return cls(
+            Budget(**kept["budget"]), kept["seed"], tuple(kept["overrides"]), tuple(kept["real"]), kept["threads"]
+        )
 
     def check(self, path: str) -> None:
         """Before anything is trained: the config builds, and real words can be scored with it.
@@ -119,8 +126,7 @@ def run_system(path: str, name: str, folder: Path, conditions: Conditions) -> Re
 
 
 def _run(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
-    file, described = folder / "result.json", {**asdict(conditions), "config": _digest(path, conditions)}
-    described = json.loads(json.dumps(described))
+    file, described = folder / "result.json", _described(path, conditions)
     _same_conditions(folder, described)
     config, weights = conditions.of(path, folder), folder / "run" / "latest.pth"
     if file.exists():
@@ -148,6 +154,26 @@ def _run(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
     return result
 
 
+def measure_again(folder: Path) -> Result:
+    """Operations, speeds and memory of a finished system once more; its training and its scores stay.
+
+    Raises:
+        ConfigError: its config is another one now.
+        Busy: another process works on it.
+    """
+    with locked(folder):
+        file = folder / "result.json"
+        result = read_result(file)
+        conditions = Conditions.read(result.conditions)
+        _same_conditions(folder, _described(result.config, conditions))
+        config = conditions.of(result.config, folder)
+        (folder / MEASURED).unlink(missing_ok=True)
+        measured = measure_training(config, folder) | measure_reading(config, folder / "run" / "latest.pth")
+        result = replace(result, **measured)
+        write_result(result, file)
+        return result
+
+
 def read_result(file: Path) -> Result:
     """``result.json`` of a finished system."""
     return Result(**json.loads(file.read_text()))
@@ -160,10 +186,11 @@ def write_result(result: Result, file: Path) -> None:
     temporary.replace(file)
 
 
-def _digest(path: str, conditions: Conditions) -> Any:
-    """The config without what may differ between two calls."""
+def _described(path: str, conditions: Conditions) -> dict[str, Any]:
+    """The conditions, and the config without what may differ between two calls, as JSON gives them back."""
     config = load_config(path, list(conditions.overrides))
-    return {k: config.get(k) for k in ("Architecture", "Loss", "Optimizer", "LRScheduler", "Train", "Eval")}
+    kept = {k: config.get(k) for k in ("Architecture", "Loss", "Optimizer", "LRScheduler", "Train", "Eval")}
+    return json.loads(json.dumps({**asdict(conditions), "config": kept}))
 
 
 def _same_conditions(folder: Path, described: Mapping[str, Any]) -> None:
