@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openrec import registry
+from openrec.config_schema import op_parts
 
 REPAIR = (
     "Use SyntheticWords, which knows where it writes; or learn from texts alone: Loss.mode: ctc with a detector as "
@@ -45,7 +46,7 @@ def box_problems(config: Mapping[str, Any]) -> list[str]:
 def _boxes(transforms: Any) -> str | None:
     """``boxes`` of the config's ``CharDetLabelEncode``; None without one."""
     for op in transforms:
-        ((name, arguments),) = op.items() if isinstance(op, Mapping) else ((op, None),)
+        name, arguments = op_parts(op)
         if name == "CharDetLabelEncode":
-            return str((arguments or {}).get("boxes", "required"))
+            return str(arguments.get("boxes", "required"))
     return None

@@ -39,7 +39,7 @@ def check_config(config: Mapping[str, Any], mode: str = "train") -> None:
             problems += named(section, config[name], name)
     if mode == "train":
         problems += _training(config)
-    for name in ("Train", "Eval") if mode == "train" else ("Eval",):
+    for name in schema.data_sections(mode):
         if isinstance(config.get(name), Mapping):
             problems += _data(config[name], name)
     if isinstance(config.get("Export"), Mapping):

@@ -8,7 +8,7 @@ from typing import Any
 from openrec import registry
 from openrec.config_boxes import box_problems
 from openrec.config_image import image_problems, map_problems
-from openrec.config_schema import op_parts
+from openrec.config_schema import data_sections, op_parts
 
 # How a head writes a text down decides its loss, its labels and how its results are read.
 FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -60,10 +60,6 @@ _KEPT = ("image", "label", "length")
 _KEPT_TO_DETECT = (*_KEPT, "boxes", "has_box")
 
 
-def _sections(mode: str) -> tuple[str, ...]:
-    return ("Train", "Eval") if mode == "train" else ("Eval",)
-
-
 def _at(config: Any, *path: str) -> Any:
     """What stands at ``path``; None where a part of it is missing or no mapping."""
     for key in path:
@@ -94,7 +90,7 @@ def family_problems(config: Mapping[str, Any], mode: str) -> list[str]:
         return []
     given = [("PostProcess.name", "postprocess", _at(config, "PostProcess", "name"))]
     given += [("Loss.name", "loss", _at(config, "Loss", "name"))] if mode == "train" else []
-    for name in _sections(mode):
+    for name in data_sections(mode):
         given += [
             (f"{name}.dataset.transforms.{i}", "op", op_parts(op)[0]) for i, op in enumerate(_transforms(config, name))
         ]
@@ -108,7 +104,7 @@ def family_problems(config: Mapping[str, Any], mode: str) -> list[str]:
 def fit_problems(config: Mapping[str, Any], mode: str) -> list[str]:
     """Problems of parts whose names and arguments are right one by one."""
     problems = _fit_branches(config, mode)
-    for name in _sections(mode):
+    for name in data_sections(mode):
         problems += _fit_kept(config, name) + _fit_channels(config, name) + _fit_resizes(config, name)
     if mode == "train":
         problems += _fit_lengths(config) + _fit_sub_strings(config) + _fit_penalty(config)
@@ -190,16 +186,26 @@ def _readers(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _fit_lengths(config: Mapping[str, Any]) -> list[str]:
     """A decoder has to be able to write down every label that it learns."""
-    longest, problems = int(config["Global"]["max_text_length"]), []
+    longest, problems = _longest(config), []
     for where, decoder in _readers(config):
         known = registry.parameters(registry.resolve("decoder", decoder["name"]))
         most = decoder.get("max_len", known["max_len"].default) if "max_len" in known else None
         if most is not None and most < longest:
             problems.append(
                 f"{where}.max_len: {decoder['name']} reads at most {most} characters, but it would learn from texts of "
-                f"up to {longest} (Global.max_text_length). Set max_len: {longest}, or lower max_text_length."
+                f"up to {longest} (max_text_length). Set max_len: {longest}, or lower Global.max_text_length."
             )
     return problems
+
+
+def _longest(config: Mapping[str, Any]) -> int:
+    """Characters of the longest text that the label encoder lets through: what its own entry says wins."""
+    length = int(config["Global"]["max_text_length"])
+    for op in config["Train"]["dataset"]["transforms"]:
+        arguments = op_parts(op)[1]
+        length = arguments.get("max_text_length", length)
+        length = min(length, arguments.get("gtc_label_encode", {}).get("max_text_length", length))
+    return length
 
 
 def _fit_sub_strings(config: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openrec import registry
-from openrec.config_schema import op_parts
+from openrec.config_schema import data_sections, op_parts
 
 Size = tuple[int, int]
 FIXED_SIZE = ("RecTVResize", "SVTRResize")  # transforms whose ``image_shape`` is the size of every image
@@ -33,7 +33,7 @@ def image_problems(config: Mapping[str, Any], mode: str) -> list[str]:
     if limit is None:
         return []
     problems = []
-    for name in ("Train", "Eval") if mode == "train" else ("Eval",):
+    for name in data_sections(mode):
         size = _largest(config[name]) if config.get(name) else None
         if size is not None and (size[0] > limit[0] or size[1] > limit[1]):
             positions = "n_position" in registry.parameters(target)  # of the map, a quarter of the image
@@ -56,8 +56,7 @@ def map_problems(config: Mapping[str, Any], mode: str) -> list[str]:
     if map_of is None or problem_of is None or (transform and given_size is None):
         return []
     given = given_size(transform) if given_size else None
-    sections = ("Train", "Eval") if mode == "train" else ("Eval",)
-    sizes = {name: _largest(config[name]) for name in sections if config.get(name)}
+    sizes = {name: _largest(config[name]) for name in data_sections(mode) if config.get(name)}
     problems = []
     for name, size in (sizes if given is None else {"Architecture.Transform": given}).items():
         problem = problem_of(decoder, map_of(encoder, size)) if size else ""

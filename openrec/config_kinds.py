@@ -26,7 +26,7 @@ PAIRS = {
     "anchor_wh": "[width, height]", "grid": "[rows, columns]", "loc_size": _SIZE, "map_size": _SIZE, "max_size": _SIZE,
     "max_sz": _SIZE, "output_size": _SIZE, "tps_inputsize": _SIZE, "tps_margins": "[x, y]", "tps_outputsize": _SIZE,
 }  # fmt: skip
-LISTS_OF_PAIRS = {"sub_k": "[vertical, horizontal]"}  # of the last one nothing is read, so it may hold anything
+LISTS_OF_PAIRS = {"sub_k": "[vertical, horizontal]"}  # the last one may be [-1, -1] where it is of no transition
 
 _ABOVE_ZERO = (lambda v: v > 0, "above 0")
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -93,7 +93,8 @@ def argument_problems(target: Any, config: Mapping[str, Any], where: str, sizes:
 
 def _number_problem(name: str, value: Any, hint: Any, default: Any) -> str:
     """What is wrong with the numbers in a model's argument of the right kind; nothing: an empty text."""
-    numbers = list(_numbers(value[:-1] if name in LISTS_OF_PAIRS else value))
+    unused = name in LISTS_OF_PAIRS and list(value[-1:]) == [[-1, -1]]
+    numbers = list(_numbers(value[:-1] if unused else value))
     if name in PAIRS and value is not None and len(value) != 2:
         return f"expected two numbers {PAIRS[name]}, got {value!r}."
     if name in LISTS_OF_PAIRS and any(len(pair) != 2 for pair in value):

@@ -235,6 +235,11 @@ def problems_of(config: Mapping[str, Any], keys: Mapping[str, Key], where: str) 
     return problems
 
 
+def data_sections(mode: str) -> tuple[str, ...]:
+    """The data that a mode ("train", "eval") reads."""
+    return ("Train", "Eval") if mode == "train" else ("Eval",)
+
+
 def op_parts(op: Any) -> tuple[Any, Any]:
     """Name and arguments of one entry of ``transforms``; a name alone is an op without arguments."""
     if isinstance(op, Mapping) and len(op) == 1:

@@ -190,6 +190,11 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
+def with_defaults(target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``arguments`` of a class, and its defaults for those that are not given."""
+    return {name: p.default for name, p in parameters(target).items()} | dict(arguments)
+
+
 def section_of(target: Any) -> str:
     """The section whose table holds ``target``, or an empty string."""
     path = f"{target.__module__}:{target.__qualname__}"

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import engine_case
@@ -80,8 +80,11 @@ def test_speeds_are_measured_again(configs, tmp_path, monkeypatch):
 
     changed = Path(configs[0])
     changed.write_text(changed.read_text().replace("lr: ", "lr: 1"))
-    with pytest.raises(ConfigError, match="config differ"):
+    (out / "second" / "result.json").write_text(json.dumps(asdict(again[1]) | {"train_ips": -1.0}))
+    with pytest.raises(LeftOut, match=r"first: not measured again"):
         measure_all_again(out, separate=False)
+    assert finished(out)[0] == again[0] and finished(out)[1].train_ips > 0
+    assert f"{finished(out)[1].train_ips:.0f}" in (out / "table.md").read_text()
 
 
 def test_a_stopped_system_continues(configs, tmp_path, monkeypatch):

@@ -75,6 +75,7 @@ NUMBERS = [
     (TRUE2D, ENCODER + "max_sz=[32]", "max_sz: expected two numbers [height, width], got [32]."),
     (DAT, ENCODER + "max_sz=[32]", "max_sz: expected two numbers [height, width], got [32]."),
     (CTC, ENCODER + "sub_k=[[0,1],[2,1],[1,1]]", "sub_k: expected whole numbers of at least 1, got [[0, 1]"),
+    (CTC, ENCODER + "sub_k=[[1,1],[0,1]]", "sub_k: expected whole numbers of at least 1, got [[1, 1], [0, 1]]"),
     (CTC, ENCODER + "sub_k=[[1],[2,1],[1,1]]", "sub_k: expected pairs [vertical, horizontal], got [[1]"),
     (DINO, DECODER + "anchor_wh=[]", "anchor_wh: expected two numbers [width, height], got []."),
     (DINO, DECODER + "anchor_wh=[0.1]", "anchor_wh: expected two numbers [width, height], got [0.1]."),
@@ -122,6 +123,7 @@ def test_what_cannot_work_is_named_before_any_data_is_read(name, word, message):
         (DINO, [DECODER + "num_queries=500", DECODER + "two_stage=False"]),  # no cells to start from
         (SATRN, [DECODER + "max_len=8", DECODER + "num_encoder_layers=0"]),  # eight characters need no end
         (DAT, [ENCODER + "offset_range=-2"]),  # negative: unbounded
+        (SOFT, [DECODER + "max_len=6", "Train.dataset.transforms.ARLabelEncode.max_text_length=6"]),  # lets no more in
         (CTC, [ENCODER + "sub_k=[[1,1],[2,1],[-1,-1]]"]),  # the last one is of no transition
     ],
 )

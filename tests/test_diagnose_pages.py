@@ -11,6 +11,7 @@ from openrec.diagnose.panels import sections
 from openrec.diagnose.told import Seen, look
 from openrec.errors import ConfigError
 from openrec.postprocess.base import Decoded
+from openrec.reading.looking import explain
 from openrec.recognizer import load
 from openrec.shipping import pack, wordsets
 
@@ -60,6 +61,21 @@ def _reads_something(recognizer):
     """Random weights may read nothing, and then no character can be shown."""
     detailed = recognizer.post_process.decode_detailed
     return lambda *arguments: [d if d.text else Decoded("ab", 0.5, [0.4, 0.6], [0, 1]) for d in detailed(*arguments)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("satrn/satrn", []), ("true2d/true2d_enc_nrtr_dec", ["Architecture.Encoder.out_rank=3"])]
+)
+def test_a_sequence_that_was_a_map_is_drawn_as_one(name, words, tmp_path):
+    config = load_config(CONFIGS / f"{name}_tiny.yml", ["Eval.dataset.size=2", *words])
+    recognizer = load(case.checkpoint(tmp_path / "m.pth", config, seed=3), device="cpu")
+    recognizer.post_process.decode_detailed = _reads_something(recognizer)
+    seen = look(recognizer, torch.rand(3, 32, 96) * 2 - 1)
+    told = [module for module, arrays in seen.of("attn").items() if arrays[0].shape[-1] == 192]
+    assert {module.split(".")[0] for module in told} == {"encoder", "decoder"}
+    assert {seen.map_size(module, 192) for module in told} == {(8, 24)}
+    found = explain(recognizer, np.zeros((32, 96, 3), np.uint8))
+    assert [m.shape for m in found.maps] == [(8, 24)] * len(found.decoded.text) and found.maps
 
 
 @pytest.mark.parametrize("recognizer", ["svtrv2/svtrv2_mamba"], indirect=True)

@@ -261,6 +261,9 @@ def test_true2d_tells_how_far_apart_its_learned_references_lie(mode, tells):
         decoder.train()(torch.randn(1, 16, 2, 4), data=[label, torch.tensor([3])])
     spans = [v for k, v in scalars(recorder.entries).items() if k.startswith("ref_span/")]
     assert len(spans) == tells and all(0 < span < 1 for span in spans)
+    with Recorder(decoder) as recorder:
+        decoder.eval()(torch.randn(1, 16, 2, 4))  # one step after the other
+    assert not any(k.startswith("ref_span/") for k in scalars(recorder.entries))
 
 
 def test_a_warning_is_told_once_until_it_has_gone():

@@ -162,6 +162,7 @@ def test_attention_is_told_to_a_listener():
     maps = [t for name, key, t in told if name == "Heads"]
     assert len(maps) == out.shape[1] and maps[0].shape == (2, 4, 1, 8 * 16)
     assert [t.shape for name, _, t in told if name == "MultiHeadAttention"] == [(2, 4, 128, 128)] * 2
-    assert [name for name, key, _ in told if key == "feature"] == ["SATRNEncoder"]
+    features = [(name, t.shape) for name, key, t in told if key == "feature"]
+    assert features == [("ModuleList", (2, 16, 8, 16)), ("SATRNEncoder", (2, 128, 16))]
     for t in (t for _, key, t in told if key == "attn"):
         torch.testing.assert_close(t.sum(-1), torch.ones(t.shape[:-1]))

@@ -266,8 +266,8 @@ def test_bfloat16_autocast():
 # -- mixer of the SVTRv2 skeleton --------------------------------------------------------------------
 
 
-def skeleton(mixer, **mixer_cfg):
-    stages = {"dims": [16, 16, 32], "depths": [1, 2, 2], "num_heads": [2, 2, 2], "max_sz": [32, 96]}
+def skeleton(mixer, depths=(1, 2, 2), **mixer_cfg):
+    stages = {"dims": [16, 16, 32], "depths": depths, "num_heads": [2, 2, 2], "max_sz": [32, 96]}
     return build_encoder(
         {
             "name": "SVTRv2Mamba",
@@ -297,6 +297,9 @@ def test_as_mixer_it_knows_the_map_of_its_stage():
 def test_as_mixer_it_takes_window_and_shift():
     encoder = skeleton(["Conv", "Conv*2", "True2D*2"], True2D={"window_size": 4, "shift": True})
     assert [m.shift for m in encoder.modules() if isinstance(m, True2DAttention)] == [False, True]
+    mixed = ["Conv", "Conv*2", "True2D, Conv, True2D"]
+    between = skeleton(mixed, (1, 2, 3), True2D={"window_size": 4, "shift": True})
+    assert [m.shift for m in between.modules() if isinstance(m, True2DAttention)] == [False, True]
     with pytest.raises(ConfigError, match="window_size"):
         skeleton(["Conv", "Conv*2", "True2D*2"], True2D={"windowsize": 4})
 

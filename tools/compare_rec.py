@@ -44,19 +44,19 @@ def main() -> None:
     from openrec.compare.systems import Conditions
 
     failure = None
-    if a.table_only:
-        write_table(Path(a.output))
-    elif a.measure_again:
-        measure_all_again(Path(a.output))
-    else:
-        if not a.configs:
-            parser.error("-c: give the systems to compare.")
-        conditions = Conditions(Budget(a.steps, a.minutes), a.seed, tuple(a.opt), tuple(a.real), a.threads)
-        command = "python tools/compare_rec.py " + shlex.join(sys.argv[1:])
-        try:
+    if not (a.configs or a.table_only or a.measure_again):
+        parser.error("-c: give the systems to compare.")
+    try:
+        if a.table_only:
+            write_table(Path(a.output))
+        elif a.measure_again:
+            measure_all_again(Path(a.output))
+        else:
+            conditions = Conditions(Budget(a.steps, a.minutes), a.seed, tuple(a.opt), tuple(a.real), a.threads)
+            command = "python tools/compare_rec.py " + shlex.join(sys.argv[1:])
             compare(a.configs, a.output, conditions, command=command)
-        except LeftOut as error:
-            failure = error
+    except LeftOut as error:
+        failure = error
     table = Path(a.output, "table.md")
     if table.exists():
         print(table.read_text(encoding="utf-8"))

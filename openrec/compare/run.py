@@ -86,16 +86,25 @@ def measure_all_again(output: Path, *, separate: bool = True) -> list[Path]:
 
     Raises:
         DataError: no system is finished.
-        ConfigError: a config is another one than when the system was trained.
+        LeftOut: a system could not be measured, as its config is another one than when it was trained, or as another
+            process works on it; it keeps its numbers.
     """
+    failed = []
     for result in finished(output):
         folder = output / result.name
         logger.info("%s: measured again", result.name)
-        if separate:
-            _alone(measure_again, (folder,), result.conditions["threads"])
-        else:
-            measure_again(folder)
-    return write_table(output)
+        try:
+            if separate:
+                _alone(measure_again, (folder,), result.conditions["threads"])
+            else:
+                measure_again(folder)
+        except OpenRecError as error:
+            logger.error("%s keeps its old numbers: %s", result.name, error)
+            failed.append(result.name)
+    written = write_table(output)
+    if failed:
+        raise LeftOut(f"{', '.join(failed)}: not measured again, for the reasons above.")
+    return written
 
 
 def finished(output: Path, names: Sequence[str] = ()) -> list[Result]:
@@ -140,7 +149,8 @@ def refuse_other_conditions(output: Path, conditions: Conditions) -> None:
 
 
 def _apart(path: str, name: str, folder: Path, conditions: Conditions) -> None:
-    if (folder / "result.json").exists():
+    file = folder / "result.json"
+    if file.exists() and read_result(file).conditions["real"] == list(conditions.real):
         run_system(path, name, folder, conditions)  # which only looks whether it is the same system
         return
     with locked(folder):  # tells early whether another process has it

@@ -115,7 +115,8 @@ class Result:
 
 
 def run_system(path: str, name: str, folder: Path, conditions: Conditions) -> Result:
-    """Measure, train (or continue), score; ``folder/result.json`` marks a finished system, which is only read.
+    """Measure, train (or continue), score; ``folder/result.json`` marks a finished system, which is only read, or
+    scored where ``conditions`` name other real words.
 
     Raises:
         ConfigError: the folder holds a result, or a run, under other conditions.
@@ -180,9 +181,13 @@ def read_result(file: Path) -> Result:
 
 
 def write_result(result: Result, file: Path) -> None:
-    """Whole or not at all."""
+    _write(asdict(result), file, indent=1)
+
+
+def _write(found: Any, file: Path, indent: int | None = None) -> None:
+    """Whole or not at all: another process may read it at any time."""
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(result), indent=1))
+    temporary.write_text(json.dumps(found, indent=indent))
     temporary.replace(file)
 
 
@@ -202,7 +207,8 @@ def _same_conditions(folder: Path, described: Mapping[str, Any]) -> None:
             f'"{folder}" holds a system trained under other conditions ({", ".join(changed)} differ). Choose another '
             "--output, or delete that folder."
         )
-    file.write_text(json.dumps(described))
+    if not file.exists() or before != described:
+        _write(described, file)
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -144,7 +144,12 @@ def _feature(feature: Tensor) -> dict[str, float]:
 
 
 def _ref_steps(ref: Tensor) -> dict[str, float]:
-    """How far apart, in widths of the map, the steps of a text look: from ``[B, T, 2]``, mean over the batch."""
+    """How far apart, in widths of the map, the steps of a text look: from ``[B, T, 2]``, mean over the batch.
+
+    Nothing of one step, as reading takes one after the other.
+    """
+    if ref.shape[-2] < 2:
+        return {}
     x = ref[..., 0].mean(0)
     return {"ref_span": float(x.max() - x.min())}
 

@@ -32,7 +32,7 @@ from openrec.modeling.decoders.dino_denoising import Noisy, denoising_mask, nois
 from openrec.modeling.decoders.true2d_decoder import pixel_centres
 from openrec.modeling.layers import Linear, exact, flatten_map, guard
 from openrec.modeling.record import record
-from openrec.registry import parameters
+from openrec.registry import with_defaults
 
 ENCODER_ORDER = ("self_attn", "norm", "ffn", "norm")
 DECODER_ORDER = ("self_attn", "norm", "cross_attn", "norm", "ffn", "norm")
@@ -99,7 +99,7 @@ class DINODecoder(nn.Module):
     @classmethod
     def map_problem(cls, arguments: Mapping[str, Any], size: tuple[int, int]) -> str:
         """Why a map of ``size`` (height, width) has too little to start the queries from, and the repair."""
-        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        given = with_defaults(cls, arguments)
         shapes = [size]
         while len(shapes) < given["num_levels"]:
             shapes.append(((shapes[-1][0] + 1) // 2, (shapes[-1][1] + 1) // 2))

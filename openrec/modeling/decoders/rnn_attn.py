@@ -17,7 +17,7 @@ from openrec.errors import ConfigError
 from openrec.modeling.decoders.token_steps import EOS, greedy
 from openrec.modeling.layers import guard, trunc_normal_
 from openrec.modeling.record import record, recording
-from openrec.registry import parameters
+from openrec.registry import with_defaults
 
 
 class State(NamedTuple):
@@ -99,7 +99,7 @@ class RNNAttnDecoder(nn.Module):
     @classmethod
     def map_problem(cls, arguments: Mapping[str, Any], size: tuple[int, int]) -> str:
         """Why no map of ``size`` (height, width) can be read with the ``arguments``, and the repair."""
-        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        given = with_defaults(cls, arguments)
         return _beyond(size, given["map_size"]) if given["pos2d"] else ""
 
     def __init__(

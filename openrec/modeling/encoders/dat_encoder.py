@@ -12,7 +12,7 @@ from typing import Any
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.svtrv2_mamba import SVTRv2Mamba
 from openrec.modeling.encoders.svtrv2_plan import Mixer, parse_mixers
-from openrec.registry import parameters
+from openrec.registry import with_defaults
 
 LETTERS = {"C": "Conv", "D": "DAT", "L": "True2D", "M": "Mamba", "S": "True2DShifted"}
 
@@ -30,7 +30,7 @@ class DATEncoder(SVTRv2Mamba):
 
     @classmethod
     def largest_image(cls, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
-        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        given = with_defaults(cls, arguments)
         asked = {"mixer": read_letters(given["stage_spec"]), "mixer_cfg": _mixer_cfg(given)}
         return super().largest_image({**given, **asked})
 

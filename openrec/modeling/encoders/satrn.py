@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from openrec.errors import ConfigError
 from openrec.modeling.encoders.stems import ConvBN, build_stem, map_size, run_stem
 from openrec.modeling.layers import Linear, dot_product_attention, flatten_map, tell_attention, unflatten_map
-from openrec.modeling.record import recording
+from openrec.modeling.record import record, recording
 
 
 def sine_table(positions: int, dim: int) -> Tensor:
@@ -211,6 +211,8 @@ class SATRNEncoder(nn.Module):
         for layer in cast("list[SATRNEncoderLayer]", list(self.layer_stack)):
             x = layer(x, h, w, mask)
         x = self.layer_norm(x)
+        if not self.feat2d and recording(self):  # the sequence alone does not tell its rows
+            record(self.layer_stack, "feature", unflatten_map(x, (h, w)))
         return unflatten_map(x, (h, w)) if self.feat2d else x
 
 

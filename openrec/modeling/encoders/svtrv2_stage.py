@@ -34,7 +34,7 @@ from openrec.modeling.encoders.svtrv2_mixers import build_mixer, map_sizes, stag
 from openrec.modeling.encoders.svtrv2_plan import MIXERS, Plan, check_division, check_stages, per_block
 from openrec.modeling.layers import LayerNorm2d, drop_path_rates, init_svtr, unflatten_map
 from openrec.modeling.record import record, recording
-from openrec.registry import parameters
+from openrec.registry import with_defaults
 
 logger = logging.getLogger("openrec")
 
@@ -63,7 +63,7 @@ class BlockOptions:
     op_backend: str = "auto"
     mamba: Mapping[str, Any] = field(default_factory=dict)  # arguments of DASSMBlock
     map_size: Size = (8, 32)  # (height, width) of the map for the largest image
-    index: int = 0  # place of the block in its stage
+    index: int = 0  # place of the block among those of its stage with the same mixer
     mixer_cfg: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by mixer, of those with a target
 
     def common(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class SVTRv2Skeleton(nn.Module):
     @classmethod
     def map_of(cls, arguments: Mapping[str, Any], image: Size) -> Size:
         """(height, width) of the map that an image (height, width) px leaves; tokens of ``last_stage`` are one row."""
-        given = {name: p.default for name, p in parameters(cls).items()} | dict(arguments)
+        given = with_defaults(cls, arguments)
         transitions = len(given["dims"]) - 1
         height, width = map_sizes(image, given["sub_k"], 1 + min(transitions, len(given["sub_k"])))[-1]
         return (1, width) if given.get("last_stage") else (height, width)
@@ -176,7 +176,11 @@ class SVTRv2Skeleton(nn.Module):
         sizes = map_sizes(max_sz, sub_k, len(depths))
         for i, blocks in enumerate(per_stage):
             given = stage_arguments(options.mixer_cfg, i, len(depths))
-            per_stage[i] = [replace(o, map_size=sizes[i], index=j, mixer_cfg=given) for j, o in enumerate(blocks)]
+            names = plan.mixers[i]
+            per_stage[i] = [
+                replace(o, map_size=sizes[i], index=names[:j].count(names[j]), mixer_cfg=given)
+                for j, o in enumerate(blocks)
+            ]
         table = (max_sz[0] // 4, max_sz[1] // 4)
         self.pope = POPatchEmbed(in_channels, table, dims[0], use_pos_embed, plan.first_rank == 3, pope_bias)
         self.stages = nn.ModuleList(

@@ -237,8 +237,8 @@ class True2DBlock(nn.Module):
 
     Args:
         map_size: largest map (height, width).
-        window_size, shift: see ``True2DAttention``. index: of the block in its stage; then every second one shifts, as
-            windows that all move alike would never mix.
+        window_size, shift: see ``True2DAttention``. index: of the block among those of its stage with this mixer; then
+            every second one shifts, as windows that all move alike would never mix.
         ffn: 'mlp', or 'locality' for SATRN's convolutions; d_inner: its inner width, None: ``mlp_ratio * dim``.
     """
 
@@ -365,7 +365,10 @@ class True2DEncoder(nn.Module):
         for layer in cast("list[True2DBlock]", list(self.layers)):
             x = layer(x)
         x = self.norm(x)
-        return x if self.out_rank == 4 else x.flatten(2).transpose(1, 2)
+        if self.out_rank == 4:
+            return x
+        record(self.layers, "feature", x)  # the sequence alone does not tell its rows
+        return x.flatten(2).transpose(1, 2)
 
 
 def _init(module: nn.Module) -> None:
