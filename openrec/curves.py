@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openrec.errors import ConfigError, DataError, writing
+from openrec.figure import drawing
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
 
@@ -90,25 +91,27 @@ def plot_logs(paths: Sequence[str | Path], output: str | Path, smoothing: float 
     if Path(output).suffix.lower() not in PICTURES:
         raise ConfigError(f'cannot write "{output}": expected a name that ends in {", ".join(PICTURES)}.')
     logs = [read_log(path) for path in paths]
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("Pictures need matplotlib: pip install 'openrec[viz]'.") from error
+    with drawing() as figure_type:
+        figure = _figure(figure_type, logs, smoothing)
+        with writing(output):
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(output, dpi=120)
+    return Path(output)
+
+
+def _figure(figure_type: Any, logs: Sequence[Log], smoothing: float) -> Any:
     panels = [(p, keys) for p in _PANELS if (keys := _present(logs, p[1], p[2]))]
     extra = [k for log in logs for k in log.keys("diagnose")]  # what Global.diagnose writes
     panels += [((k, "diagnose", (k,), False), (k,)) for k in dict.fromkeys(extra)][:7]
     columns = 2 if len(panels) > 1 else 1
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(6.4 * columns, 3.3 * rows), layout="constrained")
+    figure = figure_type(figsize=(6.4 * columns, 3.3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (panel, keys) in zip(axes, panels):
         _draw(axis, panel, keys, logs, smoothing)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    with writing(output):
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=120)
-    return Path(output)
+    return figure
 
 
 def _present(logs: Sequence[Log], event: str, wanted: Sequence[str]) -> tuple[str, ...]:

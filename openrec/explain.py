@@ -20,6 +20,7 @@ from openrec.charset import Charset
 from openrec.checkpoint import read_checkpoint
 from openrec.data import build_loader
 from openrec.errors import ConfigError
+from openrec.figure import drawing
 from openrec.modeling import build_model
 from openrec.modeling.decoders.rctc_decoder import RCTCDecoder
 from openrec.postprocess import build_post_process
@@ -61,25 +62,22 @@ def reading_page(
     head = find_rctc(model)
     if head is None:
         raise ConfigError("reading_page: expected a model with an RCTC head; this one has none.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("Pictures need matplotlib: pip install 'openrec[viz]'.") from error
-
     with record_attention(head) as maps:
         output = model(images)
     probabilities = (output["ctc_pred"] if isinstance(output, dict) else output).float().cpu()
     readings, attention = decode(probabilities), maps[0].cpu().numpy()
-    figure = Figure(figsize=(9, 1.0 * len(images)), layout="constrained")
-    axes = np.atleast_2d(figure.subplots(len(images), 3, width_ratios=[3, 3, 4]))
-    for row, image in enumerate(images.cpu()):
-        picture = (image.permute(1, 2, 0).numpy() * 0.5 + 0.5).clip(0, 1)
-        truth = truths[row] if truths is not None else None
-        _draw_row(axes[row], picture, readings[row], attention[row], probabilities[row].numpy(), truth)
-    for axis, title in zip(axes[0], ("read (confidence)", "looked at", "probability per column")):
-        axis.text(0.5, 1.45, title, transform=axis.transAxes, ha="center", fontsize=9, weight="bold")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    texts = [text for text, _ in readings] + list(truths or ())
+    with drawing(texts) as figure_type:
+        figure = figure_type(figsize=(9, 1.0 * len(images)), layout="constrained")
+        axes = np.atleast_2d(figure.subplots(len(images), 3, width_ratios=[3, 3, 4]))
+        for row, image in enumerate(images.cpu()):
+            picture = (image.permute(1, 2, 0).numpy() * 0.5 + 0.5).clip(0, 1)
+            truth = truths[row] if truths is not None else None
+            _draw_row(axes[row], picture, readings[row], attention[row], probabilities[row].numpy(), truth)
+        for axis, title in zip(axes[0], ("read (confidence)", "looked at", "probability per column")):
+            axis.text(0.5, 1.45, title, transform=axis.transAxes, ha="center", fontsize=9, weight="bold")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
     return Path(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from openrec.diagnose.panels import Section, sections
 from openrec.diagnose.scalars import scalars, summary
 from openrec.diagnose.told import Seen, look
 from openrec.errors import ConfigError, writing
+from openrec.figure import drawing
 from openrec.reading.batches import Failed, Prepare, stack
 from openrec.reading.inputs import MAX_PIXELS, sources
 
@@ -29,13 +30,19 @@ def write_page(seen: Seen, path: str | Path) -> Path:
     Raises:
         ConfigError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("Pictures need matplotlib: pip install 'openrec[viz]'.") from error
     rows = [(section, cells) for section in sections(seen) for cells in _rows(section)]
+    path = Path(path)
+    with drawing((seen.decoded.text, seen.truth or "", seen.name)) as figure_type:
+        figure = _page(figure_type, seen, rows)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=100)
+    return path
+
+
+def _page(figure_type: Any, seen: Seen, rows: Sequence[tuple[Section, list[Any]]]) -> Any:
     ratio = max(seen.image.shape[1] / seen.image.shape[0], 1.0)
-    figure = Figure(figsize=(12, 1.5 + sum(_height(s, ratio) for s, _ in rows)), layout="constrained")
+    figure = figure_type(figsize=(12, 1.5 + sum(_height(s, ratio) for s, _ in rows)), layout="constrained")
     parts = figure.subfigures(
         1 + len(rows), 1, height_ratios=[1.5, *(_height(s, ratio) for s, _ in rows)], squeeze=False
     )
@@ -51,11 +58,7 @@ def write_page(seen: Seen, path: str | Path) -> Path:
         for axis, (caption, draw) in zip(axes, cells):
             draw(axis)
             axis.set_title(caption, fontsize=7, pad=2)
-    path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100)
-    return path
+    return figure
 
 
 def _rows(section: Section) -> Iterator[list[Any]]:
