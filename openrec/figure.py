@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,8 +26,14 @@ def drawing(texts: Iterable[str] = ()) -> Iterator[Any]:
     except ImportError as error:
         raise ConfigError("Pictures need matplotlib: pip install 'openrec[viz]'.") from error
     families = list(rcParams["font.family"])
-    with rc_context({"font.family": families + _more_families("".join(sorted(set("".join(texts)))))}):
-        yield Figure
+    log = logging.getLogger("matplotlib.font_manager")  # it tells of each weight that the other font does not have
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        with rc_context({"font.family": families + _more_families("".join(sorted(set("".join(texts)))))}):
+            yield Figure
+    finally:
+        log.setLevel(level)
 
 
 @lru_cache(maxsize=64)
