@@ -131,6 +131,13 @@ def test_unusual_parts_that_do_work_pass(name, words):
     check_config(load(name, *words))
 
 
+@pytest.mark.parametrize("strides", ["[[1,1]]", "[[1,1],[-1,-1]]"])
+def test_every_transition_has_a_stride(strides):
+    config = load(CTC, ENCODER + f"sub_k={strides}")
+    with pytest.raises(ConfigError, match=r"sub_k: expected a stride of at least 1 for each of 2 transitions"):
+        build_model({**config["Architecture"], "Decoder": {"name": "RCTCDecoder", "out_channels": 9}})
+
+
 def test_a_penalty_needs_a_loss_that_takes_it():
     words = [DECODER + "doubly_stochastic=1", "Loss={name: CELoss}"]
     assert "CELoss does not take the penalty" in problems_of(load(SOFT, *words))

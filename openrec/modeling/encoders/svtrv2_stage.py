@@ -169,8 +169,11 @@ class SVTRv2Skeleton(nn.Module):
     ):
         super().__init__()
         check_stages(depths, dims=dims, num_heads=num_heads)
-        if len(sub_k) < len(depths) - 1:
-            raise ConfigError(f"Encoder.sub_k needs a stride for each of {len(depths) - 1} transitions, got {sub_k}")
+        transitions = len(depths) - 1
+        if len(sub_k) < transitions or any(side < 1 for stride in sub_k[:transitions] for side in stride):
+            raise ConfigError(
+                f"Encoder.sub_k: expected a stride of at least 1 for each of {transitions} transitions, got {sub_k}."
+            )
         check_division(dims, num_heads, "num_heads")
         per_stage = self._block_options(plan, options, depths, dims, num_heads, drop_path_rate, num_convs, kernel_sizes)
         sizes = map_sizes(max_sz, sub_k, len(depths))
