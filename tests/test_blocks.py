@@ -1,6 +1,7 @@
 """Blocks of detection transformers: stored reference numbers, PyTorch's own attention, points counted by hand."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -101,6 +102,19 @@ def test_deformable_attention_starts_on_a_ring_with_equal_weights():
     ring = module.sampling_offsets.bias.view(4, 2, 3, 2)
     assert torch.equal(ring[:, 0], ring[:, 1]) and torch.equal(ring.abs().amax(-1)[0, 0], torch.tensor([1.0, 2.0, 3.0]))
     assert not module.sampling_offsets.weight.any() and not module.attention_weights.weight.any()
+
+
+def test_no_queries_read_nothing():
+    module = MultiScaleDeformableAttention(16, 4, 2, 3)
+    out = module.attend(torch.zeros(2, 0, 16), torch.zeros(2, 0, 1, 4), torch.randn(2, 40, 16), SHAPES)
+    assert out.shape == (2, 0, 16)
+
+
+def test_sine_codes_run_once_around_the_circle_by_default():
+    mask = torch.zeros(1, 3, 5, dtype=torch.bool)
+    for kind in (coords.PositionEmbeddingSine, coords.PositionEmbeddingSineHW):
+        codes = [kind(8, normalize=True, **scale)(mask) for scale in ({}, {"scale": None}, {"scale": 2 * math.pi})]
+        assert torch.equal(codes[0], codes[2]) and torch.equal(codes[1], codes[2])
 
 
 def test_constant_maps_read_as_their_constant_inside():

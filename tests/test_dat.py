@@ -58,12 +58,21 @@ def published(m, x, no_off):
     return m.proj_out(out), points
 
 
+def baseline(size, stride, ksize, heads=2, groups=1, use_pe=False, no_off=False, fixed=False):
+    switches = (use_pe, False, no_off, fixed, ksize, False)
+    return DAttentionBaseline(size, size, heads, 4, groups, 0.0, 0.0, stride, 2, *switches)
+
+
 @pytest.mark.parametrize(
-    "size, k, found", [((5, 9), 2, (2, 4)), ((7, 8), 3, (2, 2)), ((6, 9), 4, (1, 2)), ((6, 9), 3, (2, 3))]
-)
-@pytest.mark.parametrize("no_off", [False, True])
-def test_published_code_drops_what_no_whole_kernel_covers(size, k, found, no_off):
-    module = DAttentionBaseline(size, size, 2, 4, 1, 0.0, 0.0, k, 2, False, False, no_off, False, k, False).double()
+    "size, r, k, found, no_off",
+    [
+        *[(*case, no_off) for no_off in (False, True) for case in (
+            ((5, 9), 2, 2, (2, 4)), ((7, 8), 3, 3, (2, 2)), ((6, 9), 4, 4, (1, 2)), ((6, 9), 3, 3, (2, 3)))],
+        ((8, 12), 2, 4, (5, 7), False), ((8, 12), 2, 1, (4, 6), False), ((7, 13), 4, 3, (2, 4), False),
+    ],
+)  # fmt: skip
+def test_published_code_counts_points_as_its_convolution_does(size, r, k, found, no_off):
+    module = baseline(size, r, k, no_off=no_off).double()
     x = torch.randn(2, 8, *size).double()
     out, points, _ = scatter(module)(x)
     expected, places = published(module, x, no_off)
@@ -71,9 +80,16 @@ def test_published_code_drops_what_no_whole_kernel_covers(size, k, found, no_off
     if places.isfinite().all():  # the published grid divides by the number of points less one
         torch.testing.assert_close(points[:, 0], places)
         torch.testing.assert_close(out, expected)
-    fixed = DAttentionBaseline(size, size, 2, 4, 1, 0.0, 0.0, k, 2, True, False, False, True, k, False)
+    fixed = baseline(size, r, k, use_pe=True, fixed=True)
     assert fixed.rpe_table.shape[1:] == (size[0] * size[1], points.shape[2:4].numel())
     assert fixed(x.float())[0].isfinite().all()
+
+
+def test_published_code_shares_channels_out_where_no_table_belongs_to_heads():
+    module = baseline((4, 6), 2, 3, heads=2, groups=4)
+    assert module(torch.randn(1, 8, 4, 6))[1].shape == (1, 4, 2, 3, 2)
+    with pytest.raises(ConfigError, match="cannot be shared out to 4 groups"):
+        baseline((4, 6), 2, 3, heads=2, groups=4, use_pe=True)
 
 
 # ---------------------------------------------------------------------------- zero offsets

@@ -120,6 +120,18 @@ def test_an_image_larger_than_the_positions_is_refused():
     encoder = build_encoder({**TINY, "max_sz": [16, 32], "n_position": 8})
     with pytest.raises(ValueError, match=r"4x9, larger than the position table 8x8: raise Encoder\.n_position"):
         encoder(torch.zeros(1, 3, 16, 36))
+    on_maps = build_encoder({**TINY, "stem": "none", "n_position": 11})  # which images those come from is not known
+    assert on_maps(torch.zeros(1, 16, 4, 11)).shape == (1, 44, 16)
+
+
+def test_a_mask_hides_keys_from_all_queries_or_from_each_its_own():
+    torch.manual_seed(0)
+    attention, x = satrn.MultiHeadAttention(4, 16, 4, 4).eval(), torch.randn(2, 5, 16)
+    seen = torch.rand(2, 5) < 0.6
+    seen[:, 0] = True
+    torch.testing.assert_close(attention(x, seen), attention(x, seen[:, None].expand(-1, 5, -1)))
+    causal = torch.ones(5, 5).tril().bool().expand(2, -1, -1)
+    torch.testing.assert_close(attention(x, causal)[:, :2], attention(x[:, :2], causal[:, :2, :2]))
 
 
 @pytest.mark.parametrize("change, match", [({"n_head": 5}, "5 heads"), ({"stem": "resnet"}, "resnet45")])

@@ -186,6 +186,16 @@ def test_coordinates_stay_in_float32_under_autocast():
     torch.testing.assert_close(got["grid"], exact["grid"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("config", [{**SMALL}, {"model_name": "small"}], ids=["map", "openocr"])
+def test_a_model_in_half_precision_bends_in_float32(config):
+    torch.manual_seed(0)
+    tps = TPS(num_fiducial=8, **config).eval().bfloat16()
+    seen = {}
+    tps._listener = lambda module, key, value: seen.update({key: value})
+    assert tps(torch.randn(2, 3, 32, 100).bfloat16()).dtype == torch.bfloat16
+    assert seen["grid"].dtype == torch.float32
+
+
 def test_fixed_tables_are_not_saved():
     assert all(name.startswith("stn_head.") for name in TPS(**SMALL).state_dict())
 

@@ -146,7 +146,7 @@ class MultiScaleDeformableAttention(nn.Module):
         value = value.unflatten(-1, (self.num_heads, -1))
         heads = (b, q, self.num_heads, self.num_levels, self.num_points)
         offsets = exact(self.sampling_offsets, query).view(*heads, 2)
-        weights = exact(self.attention_weights, query).view(*heads[:3], -1).softmax(-1)
+        weights = exact(self.attention_weights, query).view(*heads[:3], self.num_levels * self.num_points).softmax(-1)
         reference = reference_points.to(offsets.dtype)[:, :, None, :, None]
         point = reference[..., :2]
         if reference.shape[-1] == 4:

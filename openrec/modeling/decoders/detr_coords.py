@@ -58,7 +58,8 @@ class PositionEmbeddingSine:
     Args:
         num_pos_feats: features per axis.
         temperature: of both axes; ``temperature_w``: of x, where it differs.
-        normalize: count cells in parts of ``scale`` instead of one by one; ``offset`` is added to the number first.
+        normalize: count cells in parts of ``scale`` (None: 2 pi) instead of one by one; ``offset`` is added to the
+            number first.
 
     ``mask`` is True on padding. Cells count from 1.
     """
@@ -67,7 +68,7 @@ class PositionEmbeddingSine:
         self,
         num_pos_feats: int = 64,
         temperature: float = 10000,
-        scale: float = 2 * math.pi,
+        scale: float | None = None,
         eps: float = 1e-6,
         offset: float = 0.0,
         normalize: bool = False,
@@ -75,7 +76,7 @@ class PositionEmbeddingSine:
     ):
         self.features, self.normalize = num_pos_feats, normalize
         self.temperatures = (temperature, temperature if temperature_w is None else temperature_w)
-        self.scale, self.eps, self.offset = scale, eps, offset
+        self.scale, self.eps, self.offset = 2 * math.pi if scale is None else scale, eps, offset
 
     def __call__(self, mask: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """``dtype``: of the computation and of the result."""
@@ -98,7 +99,7 @@ class PositionEmbeddingSineHW(PositionEmbeddingSine):
         temperatureH: float = 10000,
         temperatureW: float = 10000,
         normalize: bool = False,
-        scale: float = 2 * math.pi,
+        scale: float | None = None,
     ):
         super().__init__(num_pos_feats, temperatureH, scale, normalize=normalize, temperature_w=temperatureW)
 

@@ -55,7 +55,7 @@ class DATAttention(nn.Module):
         no_off: average pooling instead of moved points, and no position term: an ablation of DAT's code.
     """
 
-    cut_cells = True  # whether a cell that the border cuts has a point where ksize is the stride, so nothing is padded
+    published = False  # count points as a convolution does: none in a cut cell where ksize is the stride; any ksize
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class DATAttention(nn.Module):
     ):
         super().__init__()
         self.stride = _pair(stride)
-        _check(dim, num_heads, n_groups, self.stride, ksize, ref_mode, pe)
+        _check(dim, num_heads, n_groups, self.stride, ksize, ref_mode, pe, self.published)
         self.num_heads, self.n_groups, self.ksize = num_heads, n_groups, ksize
         self.offset_range, self.ref_mode, self.no_off = offset_range, ref_mode, no_off
         self.pe, self.rpb_size = pe if use_rpb else "none", (int(rpb_size[0]), int(rpb_size[1]))
@@ -105,8 +105,11 @@ class DATAttention(nn.Module):
             heads = self.num_heads // self.n_groups
             self.rpe_table = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, heads, bias=False))
         elif self.pe != "none":
-            whole = not self.cut_cells and not any(self.padding)
-            keys = (h // rh) * (w // rw) if whole else -(-h // rh) * -(-w // rw)
+            keys = -(-h // rh) * -(-w // rw)
+            if self.published:
+                keys = math.prod(
+                    (n + 2 * p - self.ksize) // r + 1 for n, p, r in zip((h, w), self.padding, self.stride)
+                )
             size = (2 * h - 1, 2 * w - 1) if self.pe == "rpe" else (h * w, keys)
             table = nn.Parameter(trunc_normal_(torch.zeros(self.num_heads, *size), std=0.01))
             guard(table)
@@ -140,7 +143,7 @@ class DATAttention(nn.Module):
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, heads, N, width]
 
     def _pooled(self, x: Tensor) -> Tensor:
-        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, self.stride, ceil_mode=self.cut_cells)
+        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, self.stride, ceil_mode=not self.published)
         return pooled.flatten(2).transpose(1, 2)
 
     def points(self, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +151,7 @@ class DATAttention(nn.Module):
         b, h, w = q.shape[:3]
         maps = q.unflatten(-1, (self.n_groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B*groups, C/groups, H, W]
         cut = zip((h, w), self.stride, self.padding)
-        bottom, right = (-n % r if k == 0 and self.cut_cells else 0 for n, r, k in cut)
+        bottom, right = (-n % r if k == 0 and not self.published else 0 for n, r, k in cut)
         offset = self.conv_offset(F.pad(maps, (0, right, 0, bottom)) if maybe(bottom, right) else maps)
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         hk, wk = offset.shape[2:]
@@ -246,17 +249,20 @@ def _pair(stride: int | Sequence[int]) -> Size:
     return pair[0], pair[1]
 
 
-def _check(dim: int, heads: int, groups: int, stride: Size, ksize: int, ref_mode: str, pe: str) -> None:
+def _check(
+    dim: int, heads: int, groups: int, stride: Size, ksize: int, ref_mode: str, pe: str, published: bool
+) -> None:
     for name, value in (("n_groups", groups), ("ksize", ksize)):
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"DAT: {name} must be a positive int, or a list of one per stage, got {value!r}.")
     if dim % heads:
         raise ConfigError(f"DAT: {dim} channels cannot be split into {heads} heads of equal width.")
-    if heads % groups:
+    shared = dim if published and pe not in ("rpe", "log_cpb") else heads
+    if shared % groups:
         raise ConfigError(f"DAT: {heads} heads cannot be shared out to {groups} groups; let n_groups divide num_heads.")
-    if ksize < max(stride):
+    if ksize < max(stride) and not published:
         raise ConfigError(f"DAT: ksize {ksize} is smaller than the stride {stride}: pixels would go unseen.")
-    if ksize % 2 == 0 and stride != (ksize, ksize):
+    if ksize % 2 == 0 and stride != (ksize, ksize) and not published:
         raise ConfigError(f"DAT: ksize must be odd or equal to both strides, got {ksize} with stride {stride}.")
     if ref_mode not in REFERENCES:
         raise ConfigError(f'DAT: ref_mode must be one of {", ".join(REFERENCES)}, got "{ref_mode}".')
@@ -271,7 +277,7 @@ class DAttentionBaseline(DATAttention):
         the output, and points and reference grid [B, groups, Hk, Wk, 2] as (y, x) with -1 and 1 at the corner pixels.
     """
 
-    cut_cells = False
+    published = True
 
     def __init__(
         self,
@@ -293,6 +299,7 @@ class DAttentionBaseline(DATAttention):
     ):
         if tuple(q_size) != tuple(kv_size):
             raise ConfigError(f"DAttentionBaseline: queries and keys share one map, got {q_size} and {kv_size}.")
+        pe = "dwc" if dwc_pe else "fixed" if fixed_pe else "log_cpb" if log_cpb else "rpe"
         super().__init__(
             n_heads * n_head_channels,
             n_heads,
@@ -301,11 +308,10 @@ class DAttentionBaseline(DATAttention):
             ksize,
             offset_range_factor,
             ref_mode="shifted",
-            use_rpb=use_pe and not no_off,
             rpb_size=kv_size,
             attn_drop=attn_drop,
             proj_drop=proj_drop,
-            pe="dwc" if dwc_pe else "fixed" if fixed_pe else "log_cpb" if log_cpb else "rpe",
+            pe=pe if use_pe and not no_off else "none",
             no_off=no_off,
         )
 

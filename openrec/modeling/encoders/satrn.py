@@ -98,12 +98,14 @@ class MultiHeadAttention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``mask``: keys to look at, bool [B, N]."""
+        """``mask``: keys to look at, bool [B, N], or for each query [B, N, N]."""
         q, k, v = (
             layer(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # [B, heads, N, d]
             for layer in (self.linear_q, self.linear_k, self.linear_v)
         )
-        visible = None if mask is None else mask[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        visible = None
+        if mask is not None:
+            visible = mask[:, None] if mask.ndim == 3 else mask[:, None, None, :].expand(-1, 1, x.shape[1], -1)
         if recording(self):
             tell_attention(self, q, k, q.shape[-1] ** -0.5, visible)
         heads = dot_product_attention(q, k, v, mask=visible, dropout_p=self.dropout if self.training else 0.0)
@@ -184,7 +186,7 @@ class SATRNEncoder(nn.Module):
                 f"Encoder.d_model: {d_model} cannot be split into {n_head} heads of equal width. "
                 "Set Encoder.n_head to a number that divides it."
             )
-        need = max(map_size(max_sz, "shallow"))
+        need = 0 if stem == "none" else max(map_size(max_sz, stem))
         if need > n_position:
             raise ConfigError(
                 f"Encoder.max_sz: an image of {max_sz[0]}x{max_sz[1]} needs {need} positions along one side, but "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openrec.errors import ConfigError
-from openrec.modeling.layers import guard
+from openrec.modeling.layers import exact, guard
 from openrec.ops._checks import full_precision
 
 INITS = ("identity", "aster", "rare")
@@ -153,6 +153,6 @@ class GridGenerator(nn.Module):
         matrix = table.to(source.device, source.dtype)
         with full_precision(source.device):
             # The layer speaks of the conditions on x and y first, then of the one on the constant.
-            tail = self.fc(source.flatten(1)).view(-1, 3, 2)[:, [2, 0, 1]]
+            tail = exact(self.fc, source.flatten(1)).view(-1, 3, 2)[:, [2, 0, 1]]
             grid = torch.matmul(matrix, torch.cat([source, tail], 1))
         return grid.view(-1, *size, 2)
