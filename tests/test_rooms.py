@@ -10,11 +10,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Rooms in the order of the flow. A module may import from earlier rooms and from its own.
 ROOMS = [
     ("version", "errors"),
-    ("registry", "charset", "curves", "dictionary"),
+    ("registry", "charset", "dictionary"),
     ("config_schema", "config_yaml", "config_charset", "config_kinds", "config_image", "config_boxes", "config_fit"),
     ("config_check", "config", "cli"),
     ("preprocess",),
     ("data",),
+    ("figure", "curves"),
     ("ops",),
     ("modeling.layers", "modeling.record"),
     ("modeling.transforms",),

@@ -76,8 +76,7 @@ def _curves(figure: Any, runs: Runs) -> None:
         axis.set_yscale("log")
     for axis, title in zip(axes[1], ("optimizer steps", "minutes of work")):
         axis.set_xlabel(title, fontsize=9)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    _legend(figure)
 
 
 def _scores(figure: Any, results: Sequence[Result]) -> None:
@@ -109,9 +108,14 @@ def _costs(figure: Any, results: Sequence[Result]) -> None:
     for axis, (title, value) in zip(figure.subplots(1, len(panels), sharey=True), panels):
         for number, result in enumerate(results):
             if result.acc is not None:
-                point = (value(result), 100 * result.acc)
-                axis.plot(*point, "o", color=f"C{number % 10}")
-                axis.annotate(short(result.name), point, fontsize=6, xytext=(3, 3), textcoords="offset points")
+                marker = "os^D"[number // 10 % 4]  # colours come round again, as lines do in the curves
+                axis.plot(value(result), 100 * result.acc, marker, color=f"C{number % 10}", label=short(result.name))
         axis.set_xlabel(title, fontsize=9)
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("accuracy on held-out words, %", fontsize=9)
+    _legend(figure)
+
+
+def _legend(figure: Any) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
