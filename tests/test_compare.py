@@ -1,5 +1,6 @@
 """A comparison: equal conditions, a budget that holds, finished systems left alone, stopped ones continued."""
 
+import contextlib
 import csv
 import json
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from openrec.compare.pictures import minutes_at
 from openrec.compare.run import LeftOut, compare, finished, measure_all_again, names_of, write_table
 from openrec.compare.systems import Conditions, run_system
 from openrec.curves import read_log
-from openrec.errors import ConfigError, DataError
+from openrec.errors import ConfigError, DataError, OpenRecError
 from openrec.modeling.layers import Mlp
 from openrec.ops import available, dcnv3, deform_sample, selective_scan
 
@@ -234,6 +235,20 @@ def test_two_processes_share_the_systems(configs, tmp_path):
         compare(configs, out, Conditions(Budget(steps=1), seed=3), separate=False)
     with pytest.raises(DataError, match="no finished system"):
         write_table(tmp_path / "empty")
+
+
+def test_who_comes_second_leaves_the_system_to_the_first(configs, tmp_path, monkeypatch):
+    """Also where both found it free and one process lost the race for the lock."""
+    first = []
+
+    def lost(*arguments):
+        first.append(stack.enter_context(locked(tmp_path / "out" / "first")))
+        raise OpenRecError("its process ended with status 1")
+
+    monkeypatch.setattr("openrec.compare.run._alone", lost)
+    with contextlib.ExitStack() as stack:
+        assert compare(configs[:1], tmp_path / "out", Conditions(Budget(steps=1))) == []
+    assert len(first) == 1
 
 
 def test_the_log_tells_minutes(configs, tmp_path):

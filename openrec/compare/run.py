@@ -155,7 +155,11 @@ def _apart(path: str, name: str, folder: Path, conditions: Conditions) -> None:
         return
     with locked(folder):  # tells early whether another process has it
         pass
-    _alone(run_system, (path, name, folder, conditions), conditions.threads)
+    try:
+        _alone(run_system, (path, name, folder, conditions), conditions.threads)
+    except OpenRecError:
+        with locked(folder):  # another one may have taken it in between
+            raise
 
 
 def _alone(work: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None) -> None:

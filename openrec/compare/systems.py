@@ -181,6 +181,7 @@ def read_result(file: Path) -> Result:
 
 
 def write_result(result: Result, file: Path) -> None:
+    """``result.json``, which marks a system as finished."""
     _write(asdict(result), file, indent=1)
 
 
